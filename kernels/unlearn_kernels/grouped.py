@@ -1,0 +1,69 @@
+"""The plain torch path: tokens grouped by slot, two matrix products a group.
+
+Shapes: T tokens, d hidden size, S slots, R the buffers' rank.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from unlearn_kernels.activations import ACTIVATIONS, activate
+
+
+def apply_grouped(
+    x_TD: torch.Tensor,
+    w_down_SRD: torch.Tensor,
+    w_up_SDR: torch.Tensor,
+    slot_of_token: torch.Tensor,
+    rank_of_slot: torch.Tensor,
+    activation_of_slot: torch.Tensor,
+) -> torch.Tensor:
+    """Return y as `unlearn_kernels.apply_unlearning` defines it, in a new tensor.
+
+    Reads the routing on the host, so on an accelerator it synchronises and cannot be captured in a graph.
+    """
+    routing = slot_of_token[: x_TD.shape[0]]
+    if routing.ndim == 1:
+        return _add_one_slot_each(x_TD, x_TD, w_down_SRD, w_up_SDR, routing, rank_of_slot, activation_of_slot)
+    y_TD = x_TD
+    for k in range(routing.shape[1]):
+        y_TD = _add_one_slot_each(y_TD, x_TD, w_down_SRD, w_up_SDR, routing[:, k], rank_of_slot, activation_of_slot)
+    return y_TD.clone() if y_TD is x_TD else y_TD
+
+
+def _add_one_slot_each(
+    y_TD: torch.Tensor,
+    x_TD: torch.Tensor,
+    w_down_SRD: torch.Tensor,
+    w_up_SDR: torch.Tensor,
+    slot_T: torch.Tensor,
+    rank_of_slot: torch.Tensor,
+    activation_of_slot: torch.Tensor,
+) -> torch.Tensor:
+    """Return y + delta(x), each token under its one slot; a new tensor unless no token has a slot."""
+    slots = torch.unique(slot_T).tolist()
+    if len(slots) == 1 and slots[0] >= 0:
+        return _add_slot(y_TD, x_TD, w_down_SRD, w_up_SDR, slots[0], rank_of_slot, activation_of_slot)
+    out_TD = y_TD.clone()
+    for slot in slots:
+        if slot < 0:
+            continue
+        rows = (slot_T == slot).nonzero(as_tuple=True)[0]
+        out_TD[rows] = _add_slot(y_TD[rows], x_TD[rows], w_down_SRD, w_up_SDR, slot, rank_of_slot, activation_of_slot)
+    return out_TD
+
+
+def _add_slot(
+    y_TD: torch.Tensor,
+    x_TD: torch.Tensor,
+    w_down_SRD: torch.Tensor,
+    w_up_SDR: torch.Tensor,
+    slot: int,
+    rank_of_slot: torch.Tensor,
+    activation_of_slot: torch.Tensor,
+) -> torch.Tensor:
+    rank = int(rank_of_slot[slot])
+    if rank == 0:
+        return y_TD.clone()
+    activation = ACTIVATIONS[int(activation_of_slot[slot])]
+    hidden_TR = activate(F.linear(x_TD, w_down_SRD[slot, :rank]), activation)
+    return torch.addmm(y_TD, hidden_TR, w_up_SDR[slot, :, :rank].t())

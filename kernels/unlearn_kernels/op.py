@@ -1,0 +1,107 @@
+"""The public op, registered with torch so that torch.compile sees one opaque node.
+
+Opaque matters twice: routing is read when the graph runs, not when it is traced; and the engine's compiled graph
+stays the same whatever is live.
+"""
+
+import torch
+from torch import Tensor
+
+from unlearn_kernels.grouped import apply_grouped
+
+_LIBRARY = torch.library.Library("unlearn_kernels", "DEF")
+_ARGUMENTS = "Tensor w_down, Tensor w_up, Tensor slot_of_token, Tensor rank_of_slot, Tensor activation_of_slot"
+_LIBRARY.define(f"apply_unlearning(Tensor x, {_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(f"apply_unlearning_(Tensor(a!) x, {_ARGUMENTS}) -> ()")
+
+
+def apply_unlearning(
+    x: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    slot_of_token: Tensor,
+    rank_of_slot: Tensor,
+    activation_of_slot: Tensor,
+) -> Tensor:
+    """Apply to each token the unlearning layers of its slots.
+
+    Semantics: y[t] = x[t] + sum over s in slot_of_token[t], s >= 0, of W_up[s] act_s(W_down[s] x[t]).
+
+    Args:
+        x: [T, d], bf16, fp16 or fp32; T may be 0.
+        w_down: [S, R, d], x's dtype; rows from rank_of_slot[s] on are never read.
+        w_up: [S, d, R], x's dtype; columns from rank_of_slot[s] on are never read.
+        slot_of_token: int32, [>= T] with one slot a token, or [>= T, K] with a set of up to K, whose deltas add up.
+            Values -1 (no layer) to S - 1. Rows past T are ignored, so a preallocated buffer fits every batch.
+        rank_of_slot: int32 [S], 0 to R; rank 0 acts as -1.
+        activation_of_slot: int32 [S], codes of `unlearn_kernels.ACTIVATIONS`.
+
+    Returns:
+        [T, d] in x's dtype, a new tensor. Tokens without a layer are returned bit for bit.
+
+    Mutates nothing. Source: Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023, section 3.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other.
+    """
+    return torch.ops.unlearn_kernels.apply_unlearning(  # type: ignore[no-any-return]
+        x, w_down, w_up, slot_of_token, rank_of_slot, activation_of_slot
+    )
+
+
+def apply_unlearning_(
+    x: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    slot_of_token: Tensor,
+    rank_of_slot: Tensor,
+    activation_of_slot: Tensor,
+) -> Tensor:
+    """`apply_unlearning`, written into x, which is also returned. Mutates x only."""
+    torch.ops.unlearn_kernels.apply_unlearning_(x, w_down, w_up, slot_of_token, rank_of_slot, activation_of_slot)
+    return x
+
+
+def _check(
+    x: Tensor, w_down: Tensor, w_up: Tensor, slot_of_token: Tensor, rank_of_slot: Tensor, activation_of_slot: Tensor
+) -> None:
+    if x.ndim != 2:
+        raise ValueError(f"x: expected shape (tokens, d), got {tuple(x.shape)}")
+    slots, rank, d = w_down.shape
+    if d != x.shape[1]:
+        raise ValueError(f"w_down: expected last dimension {x.shape[1]} as x, got shape {tuple(w_down.shape)}")
+    if tuple(w_up.shape) != (slots, d, rank):
+        raise ValueError(f"w_up: expected shape {(slots, d, rank)}, got {tuple(w_up.shape)}")
+    if not x.dtype == w_down.dtype == w_up.dtype:
+        raise ValueError(f"expected one dtype, got x {x.dtype}, w_down {w_down.dtype}, w_up {w_up.dtype}")
+    if slot_of_token.ndim not in (1, 2) or slot_of_token.shape[0] < x.shape[0]:
+        raise ValueError(f"slot_of_token: expected at least {x.shape[0]} rows, got shape {tuple(slot_of_token.shape)}")
+    if tuple(rank_of_slot.shape) != (slots,) or tuple(activation_of_slot.shape) != (slots,):
+        raise ValueError(
+            f"rank_of_slot, activation_of_slot: expected shape ({slots},), "
+            f"got {tuple(rank_of_slot.shape)} and {tuple(activation_of_slot.shape)}"
+        )
+
+
+def _apply(x: Tensor, w_down: Tensor, w_up: Tensor, slot: Tensor, rank: Tensor, activation: Tensor) -> Tensor:
+    # Checked here and not in the public wrapper: there the comparisons would become guards of the compiled graph.
+    _check(x, w_down, w_up, slot, rank, activation)
+    return apply_grouped(x, w_down, w_up, slot, rank, activation)
+
+
+def _apply_(x: Tensor, w_down: Tensor, w_up: Tensor, slot: Tensor, rank: Tensor, activation: Tensor) -> None:
+    x.copy_(_apply(x, w_down, w_up, slot, rank, activation))
+
+
+def _fake(x: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_(*_: Tensor) -> None:
+    return None
+
+
+_LIBRARY.impl("apply_unlearning", _apply, "CompositeExplicitAutograd")
+_LIBRARY.impl("apply_unlearning_", _apply_, "CompositeExplicitAutograd")
+torch.library.register_fake("unlearn_kernels::apply_unlearning", _fake, lib=_LIBRARY)
+torch.library.register_fake("unlearn_kernels::apply_unlearning_", _fake_, lib=_LIBRARY)

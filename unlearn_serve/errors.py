@@ -1,0 +1,95 @@
+"""Every error this package raises on purpose.
+
+UnlearnServeError
+├── DataError               a training or evaluation file is not what it should be
+├── FormatError             an adapter or release breaks the format's rules
+│   ├── ManifestError           manifest.json: not JSON, unknown keys, bad values
+│   ├── AdapterFileError        adapter files: header, names, shapes, dtypes, NaN
+│   └── DigestError             a file's bytes are not those its digest names
+├── BaseModelMismatch       the adapter was trained for another base model
+├── UnsupportedModel        no feed-forward module found, or an architecture out of reach
+├── TrainingError           training cannot start or did not reach its target
+├── FusionError             these adapters cannot be fused
+├── StoreError
+│   ├── StoreUnavailable        the store cannot be reached or read
+│   ├── ReleaseNotFound
+│   ├── ChannelNotFound
+│   └── ChannelConflict         somebody moved the channel first
+└── ServingError
+    ├── NotEnforced             the engine runs without enforced unlearning layers
+    └── SwapError               a swap was aborted; the earlier release keeps serving
+
+Messages say what was expected, what was got, and the way out, in one line.
+"""
+
+
+class UnlearnServeError(Exception):
+    """Base of all errors below; the CLI prints its message on one line and exits with 1."""
+
+
+class DataError(UnlearnServeError):
+    """A training or evaluation file is not what it should be; names file and line."""
+
+
+class FormatError(UnlearnServeError):
+    """An adapter or a release breaks the format's rules."""
+
+
+class ManifestError(FormatError):
+    """manifest.json is not valid: not JSON, unknown keys, values out of range."""
+
+
+class AdapterFileError(FormatError):
+    """An adapter file is not valid: header, tensor names, shapes, dtypes, NaN or inf."""
+
+
+class DigestError(FormatError):
+    """A file's bytes are not those that its digest names."""
+
+
+class BaseModelMismatch(UnlearnServeError):
+    """The adapter was trained for another base model than the one at hand."""
+
+
+class UnsupportedModel(UnlearnServeError):
+    """No feed-forward module was found, or the architecture is out of reach."""
+
+
+class TrainingError(UnlearnServeError):
+    """Training cannot start, or ended without reaching its target."""
+
+
+class FusionError(UnlearnServeError):
+    """These adapters cannot be fused."""
+
+
+class StoreError(UnlearnServeError):
+    """Base of the store's errors."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or read."""
+
+
+class ReleaseNotFound(StoreError):
+    """The store holds no release of that digest."""
+
+
+class ChannelNotFound(StoreError):
+    """The store holds no channel of that name."""
+
+
+class ChannelConflict(StoreError):
+    """Somebody else moved the channel first; read it again and decide anew."""
+
+
+class ServingError(UnlearnServeError):
+    """Base of the serving errors."""
+
+
+class NotEnforced(ServingError):
+    """The engine runs without enforced unlearning layers: it must not become ready."""
+
+
+class SwapError(ServingError):
+    """A swap was aborted on every worker; the earlier release keeps serving."""
