@@ -1,0 +1,66 @@
+"""The format of adapters: manifest, files, fingerprint of the base model. Written out in docs/format.md."""
+
+from unlearn_serve.format.adapter_file import (
+    MANIFEST_NAME,
+    AdapterFiles,
+    AdapterTensors,
+    describe_adapter_dir,
+    read_adapter,
+    read_adapter_dir,
+    read_adapter_files,
+    write_manifest,
+)
+from unlearn_serve.format.fields import deletion_ids
+from unlearn_serve.format.fingerprint import fingerprint_base_model, require_same_base
+from unlearn_serve.format.manifest import (
+    FILE_NAMES,
+    MAX_MANIFEST_BYTES,
+    SCHEMA,
+    Activation,
+    AdapterSpec,
+    BaseModelRef,
+    DataRef,
+    DType,
+    Evaluation,
+    FileName,
+    FileRef,
+    Manifest,
+    Provenance,
+    Score,
+    TensorSpec,
+    tensor_names,
+    with_evaluation,
+)
+from unlearn_serve.format.strict_json import one_line_errors
+
+__all__ = [
+    "FILE_NAMES",
+    "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
+    "SCHEMA",
+    "Activation",
+    "AdapterFiles",
+    "AdapterSpec",
+    "AdapterTensors",
+    "BaseModelRef",
+    "DType",
+    "DataRef",
+    "Evaluation",
+    "FileName",
+    "FileRef",
+    "Manifest",
+    "Provenance",
+    "Score",
+    "TensorSpec",
+    "deletion_ids",
+    "describe_adapter_dir",
+    "fingerprint_base_model",
+    "one_line_errors",
+    "read_adapter",
+    "read_adapter_dir",
+    "read_adapter_files",
+    "require_same_base",
+    "tensor_names",
+    "with_evaluation",
+    "write_manifest",
+]
