@@ -1,0 +1,125 @@
+"""Commands on a store: publish, promote, rollback, list, show, verify."""
+
+import getpass
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from unlearn_serve.cli.console import stdout
+from unlearn_serve.errors import StoreError
+from unlearn_serve.store import ChannelEntry, Store
+
+StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the release store.", metavar="STORE")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="Name of the channel.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the channel's history.")]
+DigestArgument = Annotated[str, typer.Argument(help="Digest of a release, or its first 8 or more digits.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands to `app`."""
+    app.command()(publish)
+    app.command()(promote)
+    app.command()(rollback)
+    app.command(name="list")(list_)
+    app.command()(show)
+    app.command()(verify)
+
+
+def publish(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder, as `train` or `fuse` wrote it.")],
+    store: StoreOption,
+) -> None:
+    """Verify an adapter and publish it as an immutable release; prints the release's digest."""
+    typer.echo(Store.open(store, create=True).publish(adapter))
+
+
+def promote(
+    digest: DigestArgument,
+    store: StoreOption,
+    channel: ChannelOption = "production",
+    reason: ReasonOption = "",
+    expect_generation: Annotated[
+        int | None, typer.Option(help="Fail with a conflict unless the channel is at this generation now.")
+    ] = None,
+) -> None:
+    """Point a channel at a release; servers that follow it swap within a second."""
+    opened = Store.open(store)
+    entry = opened.promote(
+        opened.resolve(digest), channel, expected_generation=expect_generation, actor=_actor(), reason=reason
+    )
+    _print_move(entry)
+
+
+def rollback(
+    store: StoreOption,
+    channel: ChannelOption = "production",
+    to: Annotated[int | None, typer.Option(help="Generation to restore; default: the one before.")] = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Point a channel back at the release it named before."""
+    _print_move(Store.open(store).rollback(channel, to_generation=to, actor=_actor(), reason=reason))
+
+
+def list_(store: StoreOption) -> None:
+    """List the releases and channels of a store."""
+    opened = Store.open(store)
+    releases = Table("release", "deletion ids", "rank", "activation", "base model", "created")
+    for info in opened.releases():
+        manifest = info.manifest
+        if manifest is None:
+            releases.add_row(info.digest[:16], f"[bold red]broken[/]: {info.problem}")
+            continue
+        releases.add_row(
+            info.digest[:16],
+            ", ".join(manifest.deletion_ids),
+            str(manifest.adapter.rank),
+            manifest.adapter.activation,
+            manifest.base_model.name,
+            f"{manifest.provenance.created_at:%Y-%m-%d %H:%M}",
+        )
+    stdout.print(releases)
+    channels = Table("channel", "generation", "release", "action", "at", "actor", "reason")
+    for name in opened.channels():
+        entry = opened.channel(name)
+        channels.add_row(
+            name,
+            str(entry.generation),
+            entry.release[:16],
+            entry.action,
+            f"{entry.at:%Y-%m-%d %H:%M:%S}",
+            entry.actor,
+            entry.reason,
+        )
+    stdout.print(channels)
+
+
+def show(digest: DigestArgument, store: StoreOption) -> None:
+    """Print a release's manifest as JSON."""
+    opened = Store.open(store)
+    manifest = opened.load_manifest(opened.resolve(digest))
+    stdout.print_json(manifest.to_bytes().decode())
+
+
+def verify(
+    store: StoreOption,
+    digest: Annotated[str | None, typer.Argument(help="One release; default: everything in the store.")] = None,
+) -> None:
+    """Re-hash and re-validate releases and channels; exits with 1 where a problem is found."""
+    opened = Store.open(store)
+    problems = opened.verify(opened.resolve(digest) if digest else None)
+    for problem in problems:
+        typer.echo(f"{problem.where}: {problem.message}", err=True)
+    if problems:
+        raise StoreError(f"{len(problems)} problem{'s' * (len(problems) > 1)} found in {store}")
+    typer.echo("ok")
+
+
+def _actor() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _print_move(entry: ChannelEntry) -> None:
+    typer.echo(f"{entry.channel} generation {entry.generation} -> {entry.release}")

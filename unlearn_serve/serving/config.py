@@ -1,0 +1,62 @@
+"""The server's settings: the value of the key `unlearn` in vLLM's `--additional-config`."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unlearn_serve.errors import NotEnforced
+from unlearn_serve.serving.plugin import NAME
+
+CONFIG_KEY = "unlearn"
+ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
+"""Environment variable with the admin key. Without it the admin endpoints answer 403: a key is never optional."""
+
+
+def default_state_dir() -> Path:
+    """Return the user's folder for what servers must not lose: last applied releases and audit logs."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "unlearn-serve"
+
+
+class ServingConfig(BaseModel):
+    """Settings of one server; every worker and the API server read the same ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    store: str = Field(min_length=1, description="Folder or URL of the release store.")
+    channel: str = Field(default="production", description="The channel whose release is enforced.")
+    allow_plain: bool = Field(default=False, description="Start without a release where there is none yet.")
+    max_rank: int = Field(default=128, ge=1, le=1024, description="Largest rank of a release; sizes the buffers.")
+    poll_seconds: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks at the channel.")
+    stage_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds a worker may take to stage.")
+    state_dir: str | None = Field(default=None, description="Folder for the last applied release and the audit log.")
+
+    @classmethod
+    def from_additional_config(cls, additional_config: Any) -> Self | None:
+        """Return the settings, or None where this server is none of ours.
+
+        Raises:
+            NotEnforced: settings are not valid, or VLLM_PLUGINS asks for this plugin and there are no settings.
+        """
+        raw = additional_config.get(CONFIG_KEY) if isinstance(additional_config, dict) else None
+        if raw is None:
+            if NAME in os.environ.get("VLLM_PLUGINS", "").split(","):
+                raise NotEnforced(
+                    f"VLLM_PLUGINS names {NAME}, but --additional-config has no key {CONFIG_KEY!r}: "
+                    "expected the settings of unlearn-serve there (start with `unlearn-serve serve`)"
+                )
+            return None
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in (CONFIG_KEY, *first["loc"]))
+            raise NotEnforced(f"--additional-config: {where}: {first['msg']}, got {first['input']!r}") from error
+
+    @property
+    def state_path(self) -> Path:
+        """The folder of this store and channel, for the last applied release and the audit log."""
+        root = Path(self.state_dir) if self.state_dir else default_state_dir()
+        return root / hashlib.sha256(f"{self.store}\n{self.channel}".encode()).hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""HTTP: the admin routes under /v1/unlearning, and the release named on every response."""
+
+import asyncio
+import hashlib
+import os
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from unlearn_serve.errors import ChannelConflict, SwapError, UnlearnServeError
+from unlearn_serve.serving.config import ADMIN_KEY_VARIABLE
+from unlearn_serve.serving.follower import Follower
+from unlearn_serve.serving.middleware import NameRelease
+from unlearn_serve.serving.startup import STATE
+from unlearn_serve.store import Store
+
+ADMIN_HEADER = "X-Unlearn-Admin-Key"
+
+
+def attach(app: FastAPI) -> None:
+    """Add routes and middleware to vLLM's app. Mutates `app`."""
+    app.include_router(router)
+    app.add_middleware(NameRelease)
+
+
+def require_admin(key: Annotated[str | None, Header(alias=ADMIN_HEADER)] = None) -> None:
+    """Let only the admin key pass; compares digests in constant time."""
+    expected = os.environ.get(ADMIN_KEY_VARIABLE)
+    if not expected:
+        raise HTTPException(403, f"admin endpoints are off: start the server with {ADMIN_KEY_VARIABLE} set")
+    if key is None:
+        raise HTTPException(401, f"expected the admin key in the header {ADMIN_HEADER}, got none")
+    if not secrets.compare_digest(hashlib.sha256(key.encode()).digest(), hashlib.sha256(expected.encode()).digest()):
+        raise HTTPException(401, f"the key in the header {ADMIN_HEADER} is not the admin key")
+
+
+def follower_of(request: Request) -> Follower:
+    """Return the follower of this server's app."""
+    follower: Follower = getattr(request.app.state, STATE)
+    return follower
+
+
+router = APIRouter(prefix="/v1/unlearning", tags=["unlearning"], dependencies=[Depends(require_admin)])
+
+
+class RollbackRequest(BaseModel):
+    """Body of POST /v1/unlearning/rollback."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("", max_length=1000)
+    actor: str = Field("admin endpoint", min_length=1, max_length=200)
+    to_generation: int | None = Field(None, ge=1)
+
+
+@router.get("/status")
+async def status(follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
+    """Report what is live, on which workers, since when."""
+    live = follower.live
+    workers = await follower.swapper.workers()
+    swaps = [record for record in live.swaps if record.event == "swap"]
+    return {
+        "live": {
+            "release": live.release,
+            "generation": live.generation,
+            "deletion_ids": live.deletion_ids,
+            "since": live.since,
+            "fingerprint": live.fingerprint,
+        },
+        "enforced": live.entry is not None and {worker["release"] for worker in workers} == {live.release},
+        "channel": follower.config.channel,
+        "store": follower.config.store,
+        "store_error": live.store_error,
+        "refused": live.refused,
+        "broken": live.broken,
+        "server_pid": os.getpid(),
+        "workers": workers,
+        "last_swap": swaps[-1].model_dump(mode="json") if swaps else None,
+    }
+
+
+@router.get("/history")
+async def history(follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
+    """Return this server's swaps, refusals and other events since it started, oldest first."""
+    return {
+        "audit_log": str(follower.audit.path),
+        "events": [record.model_dump(mode="json") for record in follower.live.swaps],
+    }
+
+
+@router.post("/apply")
+async def apply(follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
+    """Look at the channel now and swap to its newest entry; `applied` is null where it is live already."""
+    return {"applied": await _apply(follower)}
+
+
+@router.post("/rollback")
+async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
+    """Roll the channel back, for every server that follows it, and swap here at once."""
+
+    def move() -> int:
+        store = Store.open(follower.config.store)
+        entry = store.rollback(
+            follower.config.channel, to_generation=body.to_generation, actor=body.actor, reason=body.reason
+        )
+        return entry.generation
+
+    try:
+        generation = await asyncio.to_thread(move)
+    except ChannelConflict as error:
+        raise HTTPException(409, str(error)) from error
+    except UnlearnServeError as error:
+        raise HTTPException(400, str(error)) from error
+    return {"generation": generation, "applied": await _apply(follower)}
+
+
+async def _apply(follower: Follower) -> dict[str, Any] | None:
+    try:
+        record = await follower.apply_newest()
+    except SwapError as error:
+        raise HTTPException(503 if follower.live.broken else 409, str(error)) from error
+    except UnlearnServeError as error:
+        raise HTTPException(409, str(error)) from error
+    return record.model_dump(mode="json") if record else None

@@ -1,0 +1,158 @@
+"""Follows a channel: sees its moves, has them swapped in, and keeps the books."""
+
+import asyncio
+import logging
+from typing import Any
+
+from unlearn_serve.errors import SwapError, UnlearnServeError
+from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.last_applied import LastApplied
+from unlearn_serve.serving.ledger import count_under
+from unlearn_serve.serving.live import Live
+from unlearn_serve.serving.records import AuditLog, Event, SwapRecord, now
+from unlearn_serve.serving.swap import SwapBroken, Swapper, SwapTimes
+from unlearn_serve.serving.vllm_internals import set_system_fingerprint
+from unlearn_serve.store import ChannelEntry, Store
+
+logger = logging.getLogger("vllm.unlearn_serve")
+
+
+class Follower:
+    """Polls the channel and applies its newest entry; one swap at a time."""
+
+    def __init__(
+        self, *, config: ServingConfig, swapper: Swapper, live: Live, app_state: Any, last_applied: LastApplied
+    ) -> None:
+        self.config = config
+        self.swapper = swapper
+        self.live = live
+        self.audit = AuditLog(config.state_path / "audit.jsonl")
+        self._app_state = app_state
+        self._last_applied = last_applied
+        self._lock = asyncio.Lock()
+        self._seen_generation = live.generation
+
+    async def run(self) -> None:
+        """Poll until cancelled; no failure of the store or of a release ends it."""
+        while True:
+            try:
+                await self.apply_newest()
+            except UnlearnServeError as error:
+                logger.error("unlearn-serve: %s", error)
+            await asyncio.sleep(self.config.poll_seconds)
+
+    async def apply_newest(self) -> SwapRecord | None:
+        """Swap to the channel's newest entry; None where it is live (or refused) already.
+
+        Raises:
+            UnlearnServeError: the store cannot be read, or the entry was refused; the live release keeps serving.
+        """
+        async with self._lock:
+            if self.live.broken:
+                raise SwapError(self.live.broken)
+            entry = await self._read_newest()
+            if entry is None:
+                return None
+            self._seen_generation = entry.generation
+            return await self._apply(entry)
+
+    async def begin(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...], *, from_store: bool) -> None:
+        """Name what the workers started on; called once, before the server is ready."""
+        self._seen_generation = entry.generation if entry else 0
+        self._name_live(entry, deletion_ids)
+        if entry is not None and from_store:
+            await self._remember(entry)
+        self._write(self._record("start", ok=True, entry=entry, deletion_ids=deletion_ids))
+
+    async def _read_newest(self) -> ChannelEntry | None:
+        try:
+            store = await asyncio.to_thread(Store.open, self.config.store)
+            entry = await asyncio.to_thread(store.channel_after, self.config.channel, self._seen_generation)
+        except UnlearnServeError as error:
+            if self.live.store_error is None:
+                self._write(self._record("store-unreachable", ok=False, error=str(error)))
+            self.live.store_error = str(error)
+            return None
+        if self.live.store_error is not None:
+            self.live.store_error = None
+            self._write(self._record("store-reachable", ok=True))
+        return entry
+
+    async def _apply(self, entry: ChannelEntry) -> SwapRecord:
+        previous = self.live.entry.release if self.live.entry else None
+        try:
+            manifest = await asyncio.to_thread(Store.open(self.config.store).load_manifest, entry.release)
+            if entry.release == previous:
+                self._name_live(entry, manifest.deletion_ids)
+                record = self._record("relabel", ok=True, entry=entry, deletion_ids=manifest.deletion_ids)
+            else:
+                times = await self.swapper.swap(
+                    entry.release,
+                    previous=previous,
+                    when_live=lambda: self._name_live(entry, manifest.deletion_ids),
+                )
+                record = self._swapped(entry, manifest.deletion_ids, previous, times)
+        except UnlearnServeError as error:
+            self._refuse(entry, error)
+            raise
+        self._write(record)
+        await self._remember(entry)
+        return record
+
+    def _name_live(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...]) -> None:
+        self.live.move_to(entry, deletion_ids)
+        set_system_fingerprint(self._app_state, self.live.fingerprint)
+        count_under(self.live)
+
+    def _refuse(self, entry: ChannelEntry, error: UnlearnServeError) -> None:
+        event: Event = "refusal"
+        if isinstance(error, SwapBroken):
+            self.live.broken = str(error)
+            event = "broken"
+        self.live.refused = f"generation {entry.generation}: {type(error).__name__}: {error}"
+        self._write(self._record(event, ok=False, entry=entry, error=self.live.refused))
+
+    async def _remember(self, entry: ChannelEntry) -> None:
+        try:
+            store = Store.open(self.config.store)
+            await asyncio.to_thread(self._last_applied.remember, entry, store)
+        except (UnlearnServeError, OSError) as error:
+            # The release is live; only a restart without the store would miss it. Serving on is the safer way.
+            logger.warning("unlearn-serve: release %s is live but could not be kept: %s", entry.release, error)
+
+    def _swapped(
+        self, entry: ChannelEntry, deletion_ids: tuple[str, ...], previous: str | None, times: SwapTimes
+    ) -> SwapRecord:
+        logger.info(
+            "unlearn-serve: release %s (generation %d) is live, stalled %.0f ms",
+            entry.release,
+            entry.generation,
+            times.stall_ms,
+        )
+        return self._record(
+            "swap",
+            ok=True,
+            entry=entry,
+            deletion_ids=deletion_ids,
+            previous_release=previous,
+            stage_ms=times.stage_ms,
+            stall_ms=times.stall_ms,
+            publish_to_live_ms=(times.live_at - entry.at.timestamp()) * 1e3,
+        )
+
+    def _record(self, event: Event, *, ok: bool, entry: ChannelEntry | None = None, **fields: Any) -> SwapRecord:
+        if entry is not None:
+            fields |= {
+                "release": entry.release,
+                "generation": entry.generation,
+                "action": entry.action,
+                "actor": entry.actor,
+            }
+        return SwapRecord(event=event, at=now(), channel=self.config.channel, ok=ok, **fields)
+
+    def _write(self, record: SwapRecord) -> None:
+        self.live.swaps.append(record)
+        try:
+            self.audit.append(record)
+        except OSError as error:
+            logger.error("unlearn-serve: audit log %s cannot be written: %s", self.audit.path, error)

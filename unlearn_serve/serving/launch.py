@@ -1,0 +1,51 @@
+"""`unlearn-serve serve`: builds the `vllm serve` line that does the same through the plugin's entry points."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unlearn_serve.errors import NotEnforced
+from unlearn_serve.serving.config import CONFIG_KEY, ServingConfig
+from unlearn_serve.serving.models import WORKER_EXTENSION
+from unlearn_serve.serving.plugin import NAME
+
+_OURS = ("--additional-config", "--worker-extension-cls")
+
+
+def vllm_command(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> list[str]:
+    """Return the command line of vLLM's server, to be run with `vllm_environment`.
+
+    All after the module's name is what `vllm serve` takes.
+
+    Raises:
+        NotEnforced: a flag among `vllm_flags` would replace one that enforcement needs.
+    """
+    for flag in vllm_flags:
+        if flag.split("=", 1)[0].replace("_", "-") in _OURS:
+            raise NotEnforced(f"{flag}: this flag is set by unlearn-serve; use `vllm serve` directly to combine it")
+    settings = json.dumps({CONFIG_KEY: config.model_dump(exclude_defaults=True)}, sort_keys=True)
+    ours = ["--additional-config", settings, "--worker-extension-cls", WORKER_EXTENSION]
+    return [sys.executable, "-m", "unlearn_serve.serving.vllm_serve", model, *ours, *vllm_flags]
+
+
+def vllm_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` with this plugin named in VLLM_PLUGINS."""
+    named = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name]
+    return {**environment, "VLLM_PLUGINS": ",".join(dict.fromkeys([*named, NAME]))}
+
+
+def serve(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> None:
+    """Replace this process by `vllm serve`; does not return.
+
+    Raises:
+        NotEnforced: the release that the server would start on cannot be served; told here, before the engine is built.
+    """
+    from unlearn_serve.format.fingerprint import fingerprint_base_model
+    from unlearn_serve.serving.starting_point import find_starting_point
+
+    if Path(model).is_dir():
+        find_starting_point(config, fingerprint_base_model(Path(model)))
+    command = vllm_command(model, config, vllm_flags)
+    os.execve(command[0], command, vllm_environment(os.environ))

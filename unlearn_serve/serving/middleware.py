@@ -1,0 +1,42 @@
+"""Names the live release on every response, and lets nothing through once enforcement is broken."""
+
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+RELEASE_HEADER = "x-unlearn-release"
+GENERATION_HEADER = "x-unlearn-generation"
+
+
+class NameRelease:
+    """ASGI middleware. The headers name the release that is live when the response begins.
+
+    A streamed response that spans a swap ends under a later release: its final chunk's `system_fingerprint` says so.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Pass the request on, with the headers added to its response."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        live = scope["app"].state.unlearning.live
+        if live.broken and not scope["path"].startswith("/v1/unlearning"):
+            response = JSONResponse({"error": {"message": f"not serving: {live.broken}", "code": 503}}, 503)
+            await response(scope, receive, send)
+            return
+
+        async def send_named(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers[RELEASE_HEADER] = live.release
+                headers[GENERATION_HEADER] = str(live.generation)
+            await send(message)
+
+        await self.app(scope, receive, send_named)

@@ -1,0 +1,145 @@
+"""Model classes whose feed-forward networks end in sites, for every architecture that vLLM knows.
+
+`register_models` puts a lazy entry in front of each of vLLM's own: `unlearn_serve.serving.models:<name>`, which this
+module's `__getattr__` turns into a subclass of vLLM's class when it is needed. Parameter names do not change, so
+base checkpoints load as before; without our settings the subclass adds nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from unlearn_serve.errors import NotEnforced, UnsupportedModel
+from unlearn_serve.layers.ffn import end_forward_in_site, find_ffn_modules
+from unlearn_serve.serving import vllm_internals
+from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.slots import EnforcedLayers, build_sites
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+WORKER_EXTENSION = "unlearn_serve.serving.worker.UnlearningWorker"
+ATTRIBUTE = "unlearning"
+"""Attribute of the model that holds its EnforcedLayers."""
+
+_originals: dict[str, Any] = {}
+
+
+def register_models() -> None:
+    """Register our lazy subclass for every architecture; safe to call again."""
+    from vllm import ModelRegistry
+
+    if _originals:
+        return
+    _originals.update(vllm_internals.registered_models())
+    for architecture in _originals:
+        ModelRegistry.register_model(architecture, f"{__name__}:{_lazy_name(architecture)}")
+
+
+def require_registered() -> None:
+    """Refuse to go on in a process in which the general plugin has not run.
+
+    Raises:
+        NotEnforced: the models of this process are vLLM's plain ones.
+    """
+    if not _originals:
+        raise NotEnforced(
+            "the plugin entry point vllm.general_plugins:unlearn_serve did not run in this process, so the plain "
+            "model would be served: expected unlearn_serve in VLLM_PLUGINS and an installation that imports"
+        )
+
+
+def _lazy_name(architecture: str) -> str:
+    # vLLM caches what it learns about a lazy class by this name: a new vLLM release must not find the old one's facts.
+    return f"{architecture}@{version_of_vllm()}"
+
+
+def version_of_vllm() -> str:
+    """Return the installed release of vLLM, whichever wheel it came in."""
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    architecture, separator, _ = name.partition("@")
+    if not separator:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    register_models()
+    return with_sites(vllm_internals.load_model_class(_originals[architecture]))
+
+
+def with_sites(model_class: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of a vLLM model class that equips itself when this server has our settings."""
+
+    def __init__(self: Any, *, vllm_config: "VllmConfig", prefix: str = "") -> None:  # noqa: N807
+        model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        config = ServingConfig.from_additional_config(vllm_config.additional_config)
+        # An inner model of a composite one has a prefix; only the outermost model owns the sites.
+        if config is not None and not prefix:
+            equip(self, vllm_config, config)
+
+    # The same name, since vLLM reports the architecture by it.
+    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+
+
+def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -> None:
+    """Hang a site on every local block and make the channel's release live, before the first forward pass.
+
+    Mutates `model`. Runs in every worker while the model is built, so even without the HTTP layer no token is ever
+    computed without the release.
+
+    Raises:
+        NotEnforced: the worker extension is missing, or there is no release and the plain model is not allowed.
+        UnsupportedModel: a local block has no feed-forward module to hang a site on.
+    """
+    from unlearn_serve.format.fingerprint import fingerprint_base_model
+    from unlearn_serve.serving.starting_point import find_starting_point
+
+    if vllm_config.parallel_config.worker_extension_cls != WORKER_EXTENSION:
+        got = vllm_config.parallel_config.worker_extension_cls or "none"
+        raise NotEnforced(f"--worker-extension-cls: expected {WORKER_EXTENSION}, got {got}")
+    layers = _build(model, vllm_config, config)
+    layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
+    start = find_starting_point(config, layers.base_model)
+    if start is not None:
+        layers.stage(start.release.digest, start.release.tensors)
+        layers.flip(start.release.digest)
+    object.__setattr__(model, ATTRIBUTE, layers)
+
+
+def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -> EnforcedLayers:
+    local = vllm_internals.local_blocks(vllm_config)
+    found = find_ffn_modules(model) if len(local) else {}
+    missing = sorted(set(local) - set(found))
+    if missing:
+        raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
+    layers = build_sites(
+        list(local),
+        num_blocks=vllm_internals.num_blocks(vllm_config),
+        hidden_size=vllm_internals.hidden_size(vllm_config),
+        max_rank=config.max_rank,
+        max_tokens=vllm_internals.max_tokens_per_step(vllm_config),
+        dtype=vllm_config.model_config.dtype,
+    )
+    for block, site in layers.sites.items():
+        end_forward_in_site(found[block][1], site)
+    return layers
+
+
+def enforced_layers(model: nn.Module) -> EnforcedLayers:
+    """Return the sites of a model.
+
+    Raises:
+        NotEnforced: the model has none.
+    """
+    layers = getattr(model, ATTRIBUTE, None)
+    if not isinstance(layers, EnforcedLayers):
+        raise NotEnforced(
+            f"{type(model).__name__} runs without sites: expected the subclass that the general plugin registers; "
+            "reinstall unlearn-serve and name unlearn_serve in VLLM_PLUGINS"
+        )
+    return layers
+
+
+__all__ = ["ATTRIBUTE", "WORKER_EXTENSION", "enforced_layers", "equip", "register_models", "require_registered"]

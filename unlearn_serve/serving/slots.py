@@ -1,0 +1,188 @@
+"""The buffers behind the sites: two slots, of which one is live while the next release is copied into the other.
+
+Knows torch and the kernels, not vLLM. Shapes: S = 2 slots, R largest rank, d hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from unlearn_kernels import activation_code, apply_unlearning
+from unlearn_serve.errors import SwapError, UnsupportedModel
+from unlearn_serve.format.adapter_file import AdapterTensors
+from unlearn_serve.format.manifest import BaseModelRef
+
+PLAIN_SLOT = -1
+SLOT_COUNT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotContent:
+    """What one slot holds."""
+
+    release: str
+    """SHA-256 of the release, 64 hex digits."""
+    rank: int
+    blocks: tuple[int, ...]
+
+
+class Routing(nn.Module):
+    """Which slot every token of the next step takes; one for all sites of a worker.
+
+    Example with slot 1 live and room for 4 tokens: slot_of_token = [1, 1, 1, 1]. A flip is one fill of this buffer,
+    so no step ever sees two releases.
+    """
+
+    slot_of_token: torch.Tensor
+
+    def __init__(self, *, max_tokens: int) -> None:
+        super().__init__()
+        routing = torch.full((max_tokens,), PLAIN_SLOT, dtype=torch.int32)
+        self.register_buffer("slot_of_token", routing, persistent=False)
+
+
+class EnforcedSite(nn.Module):
+    """The output of one block's feed-forward network: y = x + W_up[slot] act(W_down[slot] x), slot by routing."""
+
+    w_down: torch.Tensor
+    w_up: torch.Tensor
+    rank_of_slot: torch.Tensor
+    activation_of_slot: torch.Tensor
+
+    def __init__(self, routing: Routing, *, hidden_size: int, max_rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.routing = routing
+        codes = torch.zeros(SLOT_COUNT, dtype=torch.int32)
+        for name, buffer in (
+            ("w_down", torch.zeros(SLOT_COUNT, max_rank, hidden_size, dtype=dtype)),
+            ("w_up", torch.zeros(SLOT_COUNT, hidden_size, max_rank, dtype=dtype)),
+            ("rank_of_slot", codes),
+            ("activation_of_slot", codes.clone()),
+        ):
+            self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return y for x [..., d]; a new tensor."""
+        y = apply_unlearning(
+            x.reshape(-1, x.shape[-1]),
+            self.w_down,
+            self.w_up,
+            self.routing.slot_of_token,
+            self.rank_of_slot,
+            self.activation_of_slot,
+        )
+        return y.view(x.shape)
+
+    def write(self, slot: int, w_down: torch.Tensor | None, w_up: torch.Tensor | None, activation: int) -> None:
+        """Fill `slot` with W_down [r, d] and W_up [d, r], or with rank 0 where the release has no layer here."""
+        rank = 0 if w_down is None else w_down.shape[0]
+        self.rank_of_slot[slot] = rank
+        self.activation_of_slot[slot] = activation
+        if w_down is not None and w_up is not None:
+            self.w_down[slot, :rank].copy_(w_down)
+            self.w_up[slot, :, :rank].copy_(w_up)
+
+
+class EnforcedLayers(nn.Module):
+    """All sites of one worker, and which release each of their two slots holds."""
+
+    def __init__(
+        self, sites: dict[int, EnforcedSite], routing: Routing, *, num_blocks: int, hidden_size: int, max_rank: int
+    ) -> None:
+        super().__init__()
+        # Plain attributes: the sites are children of the feed-forward modules already.
+        object.__setattr__(self, "sites", sites)
+        object.__setattr__(self, "routing", routing)
+        self.num_blocks = num_blocks
+        self.hidden_size = hidden_size
+        self.max_rank = max_rank
+        self.live_slot = PLAIN_SLOT
+        self.contents: list[SlotContent | None] = [None] * SLOT_COUNT
+
+    sites: dict[int, EnforcedSite]
+    routing: Routing
+    base_model: BaseModelRef
+    """Fingerprint of the base model under the sites; a release for another one is refused."""
+
+    @property
+    def live(self) -> SlotContent | None:
+        """The release that every token is served under; None for the plain model."""
+        return None if self.live_slot == PLAIN_SLOT else self.contents[self.live_slot]
+
+    @property
+    def idle_slot(self) -> int:
+        """The slot that no token takes."""
+        return 1 if self.live_slot == 0 else 0
+
+    def stage(self, release: str, tensors: AdapterTensors) -> None:
+        """Copy a verified release into the idle slot; what is live stays live. Mutates the idle slot only.
+
+        Raises:
+            SwapError: the release does not fit this model or its buffers; the idle slot is then empty.
+        """
+        self._require_fit(release, tensors)
+        slot = self.idle_slot
+        self.contents[slot] = None
+        code = activation_code(tensors.activation)
+        for block, site in self.sites.items():
+            site.write(slot, tensors.w_down.get(block), tensors.w_up.get(block), code)
+        self.contents[slot] = SlotContent(release=release, rank=tensors.rank, blocks=tuple(sorted(tensors.w_down)))
+
+    def flip(self, release: str) -> None:
+        """Make the staged `release` the live one, for all tokens of all later steps.
+
+        Raises:
+            SwapError: the idle slot holds something else; nothing has changed.
+        """
+        staged = self.contents[self.idle_slot]
+        if staged is None or staged.release != release:
+            got = "nothing" if staged is None else staged.release
+            raise SwapError(f"flip: expected staged release {release}, got {got}; stage it first")
+        self._route_to(self.idle_slot)
+
+    def restore(self, release: str | None) -> None:
+        """Undo a flip: make `release` (None: the plain model) live again; does nothing where it is live already.
+
+        Raises:
+            SwapError: neither slot holds it.
+        """
+        if (self.live.release if self.live else None) == release:
+            return
+        if release is None:
+            self._route_to(PLAIN_SLOT)
+        else:
+            self.flip(release)
+
+    def _route_to(self, slot: int) -> None:
+        self.routing.slot_of_token.fill_(slot)
+        self.live_slot = slot
+
+    def _require_fit(self, release: str, tensors: AdapterTensors) -> None:
+        if tensors.rank > self.max_rank:
+            raise SwapError(
+                f"release {release}: expected rank <= {self.max_rank} (max_rank), got {tensors.rank}; "
+                "restart the server with a larger --max-rank or fuse with regmean"
+            )
+        for block, w_down in tensors.w_down.items():
+            if not 0 <= block < self.num_blocks:
+                raise SwapError(f"release {release}: expected blocks 0 to {self.num_blocks - 1}, got {block}")
+            if w_down.shape[1] != self.hidden_size:
+                raise SwapError(f"release {release}: expected d = {self.hidden_size}, got {w_down.shape[1]}")
+
+
+def build_sites(
+    ffn_blocks: list[int], *, num_blocks: int, hidden_size: int, max_rank: int, max_tokens: int, dtype: torch.dtype
+) -> EnforcedLayers:
+    """Allocate the buffers of one worker on the current default device; the plain model is live until a flip.
+
+    Raises:
+        UnsupportedModel: d is not a multiple of 8.
+    """
+    if hidden_size % 8:
+        raise UnsupportedModel(f"expected a hidden size that is a multiple of 8, got {hidden_size}")
+    routing = Routing(max_tokens=max_tokens)
+    sites = {
+        block: EnforcedSite(routing, hidden_size=hidden_size, max_rank=max_rank, dtype=dtype) for block in ffn_blocks
+    }
+    return EnforcedLayers(sites, routing, num_blocks=num_blocks, hidden_size=hidden_size, max_rank=max_rank)

@@ -1,0 +1,58 @@
+"""Which release a server starts on: the channel's, or the last one applied where the store cannot be reached."""
+
+from dataclasses import dataclass
+
+from unlearn_serve.errors import ChannelNotFound, NotEnforced, StoreUnavailable, UnlearnServeError
+from unlearn_serve.format.fingerprint import require_same_base
+from unlearn_serve.format.manifest import BaseModelRef
+from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.last_applied import LastApplied
+from unlearn_serve.store import ChannelEntry, Release, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """A verified release and the channel entry that names it."""
+
+    entry: ChannelEntry
+    release: Release
+    from_store: bool
+    """False where the store could not be reached and the last applied release is used."""
+
+
+def find_starting_point(config: ServingConfig, base_model: BaseModelRef) -> StartingPoint | None:
+    """Return what to serve first; None means the plain model, which `allow_plain` permits.
+
+    Raises:
+        NotEnforced: there is nothing to serve under, or what there is cannot be trusted; the message says why.
+    """
+    start: StartingPoint | None
+    try:
+        start = _from_store(config)
+    except (StoreUnavailable, ChannelNotFound) as error:
+        start = _from_state(config)
+        if start is None:
+            if config.allow_plain:
+                return None
+            raise NotEnforced(
+                f"no release to start on: {error}; no earlier release is kept in {config.state_path}; "
+                "promote a release first, or allow the plain model with --allow-plain"
+            ) from error
+    except UnlearnServeError as error:
+        raise NotEnforced(f"channel {config.channel!r} names a release that cannot be served: {error}") from error
+    require_same_base(start.release.manifest.base_model, base_model)
+    return start
+
+
+def _from_store(config: ServingConfig) -> StartingPoint:
+    store = Store.open(config.store)
+    entry = store.channel(config.channel)
+    return StartingPoint(entry=entry, release=store.load_release(entry.release), from_store=True)
+
+
+def _from_state(config: ServingConfig) -> StartingPoint | None:
+    kept = LastApplied(config.state_path).recall()
+    if kept is None:
+        return None
+    entry, release = kept
+    return StartingPoint(entry=entry, release=release, from_store=False)

