@@ -140,6 +140,8 @@ def _read_file(path: Path, limit: int) -> bytes:
         ) from None
     if len(data) > limit:
         raise AdapterFileError(f"{path}: expected at most {limit} bytes, got more")
+    if not data:
+        raise AdapterFileError(f"{path}: expected content, got an empty file")
     return data
 
 

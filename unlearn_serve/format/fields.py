@@ -15,14 +15,6 @@ SET_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
 SITE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"expected text that UTF-8 can hold, got {ascii(text)[:60]}") from None
-    return text
-
-
 def _one_line(text: str) -> str:
     if not text.isprintable():
         raise ValueError(f"expected one line of printable characters, got {shown(text)}")
@@ -42,11 +34,17 @@ DeletionId = Annotated[str, StringConstraints(pattern=DELETION_ID_PATTERN)]
 SetName = Annotated[str, StringConstraints(pattern=SET_NAME_PATTERN)]
 SitePath = Annotated[str, StringConstraints(pattern=SITE_PATTERN, max_length=256)]
 
-Text = Annotated[str, StringConstraints(max_length=65536), AfterValidator(_encodable)]
-"""Free text that UTF-8 can hold."""
+Text = Annotated[str, StringConstraints(max_length=65536)]
+"""Free text; pydantic refuses what UTF-8 cannot hold."""
 
 Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_one_line)]
 """Free text without control characters, so that it cannot forge lines of a log."""
+
+NonEmptyLine = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_one_line)]
+"""As `Line`, with at least one character."""
+
+Actor = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_one_line)]
+"""Who did it: one short line."""
 
 UtcTime = Annotated[AwareDatetime, AfterValidator(_utc)]
 """A moment in UTC, written like 2026-01-31T12:00:00.123456Z."""

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from unlearn_serve.errors import ManifestError
-from unlearn_serve.format.fields import DeletionId, Line, SetName, Sha256, SitePath, Text, UtcTime
+from unlearn_serve.format.fields import DeletionId, Line, NonEmptyLine, SetName, Sha256, SitePath, Text, UtcTime
 from unlearn_serve.format.strict_json import StrictModel
 
 SCHEMA: Final = "unlearn-serve/manifest/1"
@@ -39,8 +39,8 @@ def tensor_names(site: str) -> tuple[str, str]:
 class BaseModelRef(StrictModel):
     """The base model an adapter belongs to; `name` is informative, the rest is compared."""
 
-    name: Annotated[Line, Field(min_length=1)]
-    architecture: Annotated[Line, Field(min_length=1)]
+    name: NonEmptyLine
+    architecture: NonEmptyLine
     num_blocks: Annotated[int, Field(ge=1, le=10_000)]
     hidden_size: Annotated[int, Field(ge=1, le=2**20)]
     config_sha256: Sha256
@@ -161,9 +161,7 @@ class Manifest(StrictModel):
         r, d = self.adapter.rank, self.base_model.hidden_size
         for block, site in self.adapter.sites.items():
             if block >= self.base_model.num_blocks:  # M7
-                raise ValueError(
-                    f"adapter.sites: block {block} of a base model with {self.base_model.num_blocks} blocks"
-                )
+                raise ValueError(f"adapter.sites: block {block}, but the base model has {self.base_model.num_blocks}")
             for name, implied in zip(tensor_names(site), ((r, d), (d, r)), strict=True):  # M11
                 if (shape := self.adapter.tensors[name].shape) != implied:
                     raise ValueError(

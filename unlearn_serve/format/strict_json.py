@@ -5,6 +5,7 @@ Every JSON document of the format (manifest, channel entry, safetensors header, 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ def parse_json(
     def refuse_constant(name: str) -> NoReturn:
         raise error(f"{source}: expected finite numbers, got {name}")
 
+    def finite(text: str) -> float:
+        return number if math.isfinite(number := float(text)) else refuse_constant(f"{text[:20]}...")
+
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
@@ -92,6 +96,7 @@ def parse_json(
         value = json.loads(
             text,
             object_pairs_hook=refuse_duplicates,
+            parse_float=float if allow_nan else finite,
             parse_constant=None if allow_nan else refuse_constant,
         )
     except ValueError as problem:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from unlearn_serve.errors import FormatError, StoreError
-from unlearn_serve.format.fields import Line, Sha256, UtcTime
+from unlearn_serve.format.fields import Actor, Line, Sha256, UtcTime
 from unlearn_serve.format.strict_json import StrictModel, shown
 
 CHANNEL_SCHEMA: Final = "unlearn-serve/channel/1"
@@ -31,7 +31,7 @@ class ChannelEntry(StrictModel):
     restores_generation: Generation | None
     """For a rollback: the generation of the promote whose release is live again."""
     at: UtcTime
-    actor: Annotated[Line, Field(min_length=1, max_length=128)]
+    actor: Actor
     reason: Line
 
     @model_validator(mode="after")

@@ -112,11 +112,17 @@ class Channels:
         return entry
 
     def _before(self, live: ChannelEntry) -> ChannelEntry:
-        """The newest entry before the promote behind `live` under which another release was live."""
-        for generation in range(live.promoted_at - 1, 0, -1):
-            entry = self.read(live.channel, generation)
+        """The entry under which, before the promote behind `live`, another release was live.
+
+        Jumps from promote to promote, past what lies between a promote and the rollback that restored it: a release
+        that was rolled back does not come back.
+        """
+        promoted_at = live.promoted_at
+        while promoted_at > 1:
+            entry = self.read(live.channel, promoted_at - 1)
             if entry.release != live.release:
                 return entry
+            promoted_at = entry.promoted_at
         raise StoreError(
             f"channel {live.channel!r}: no other release was live before generation {live.promoted_at}, so there is "
             "nothing to roll back to; promote another release instead"

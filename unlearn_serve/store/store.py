@@ -136,10 +136,11 @@ class Store:
     ) -> ChannelEntry:
         """Make an earlier release live again, as the channel's next generation.
 
-        Let p be the generation of the promote whose release is live now. Without `to_generation`, the newest
-        generation before p under which another release was live is restored. So a second rollback walks back further
-        and never returns to what the first one left: after promote A, promote B, the first rollback restores A, and
-        the second fails, for nothing was live before A. Promoting the same release twice counts once.
+        A channel behaves like a stack: a promote lays a release on top, unless it is on top already; a rollback takes
+        the top off and what is below is live again. Exactly: let p be the generation of the promote whose release is
+        live. What was live under generation p - 1 is restored; if that is the same release, the same is asked of the
+        promote behind it. So a second rollback walks back further, and no release that was rolled back returns: after
+        promote A, promote B, the first rollback restores A, and the second fails, for nothing was live before A.
 
         With `to_generation`, the release that was live under that generation is restored.
 

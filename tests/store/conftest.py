@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+from format.tiny import write_adapter
+from hypothesis import HealthCheck, settings
+
+from unlearn_serve.store import Store
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three sound adapter directories, never changed."""
+    root = tmp_path_factory.mktemp("adapters")
+    for seed in range(3):
+        write_adapter(root / str(seed), seed=seed, deletion_ids=(f"case-{seed}",))
+    return [root / str(seed) for seed in range(3)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"), create=True)
+
+
+@pytest.fixture
+def releases(store: Store, adapters: list[Path]) -> list[str]:
+    """Digests of three releases in `store`."""
+    return [store.publish(adapter) for adapter in adapters]
