@@ -1,0 +1,187 @@
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlearn_kernels import ACTIVATIONS, activate
+from unlearn_serve.errors import FusionError
+from unlearn_serve.format import AdapterTensors
+from unlearn_serve.fusion import METHODS, Fusible, SiteGrams, fuse
+
+D = 12
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter(
+    seed: int,
+    *,
+    rank: int = 4,
+    activation: str = "silu",
+    blocks: tuple[int, ...] = (1, 3),
+    inputs: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    d: int = D,
+) -> Fusible:
+    """A random adapter with the Grams of `inputs` [tokens, d] (random ones by default)."""
+    x = draw(seed + 500, 50, d) if inputs is None else inputs
+    w_down = {block: draw(seed * 10 + block, rank, d).to(dtype) for block in blocks}
+    w_up = {block: draw(seed * 10 + block + 5, d, rank).to(dtype) for block in blocks}
+    grams = {}
+    for block in blocks:
+        z = activate(x @ w_down[block].float().T, activation)
+        grams[block] = SiteGrams(down=x.T @ x, up=z.T @ z)
+    tensors = AdapterTensors(rank=rank, activation=activation, w_down=w_down, w_up=w_up)
+    return Fusible(name=f"adapter {seed}", tensors=tensors, grams=grams)
+
+
+def delta(fusible: Fusible, block: int, h: Tensor) -> Tensor:
+    t = fusible.tensors
+    return activate(h @ t.w_down[block].T, t.activation) @ t.w_up[block].T
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("ranks", [(4,), (4, 4), (1, 7, 3)])
+def test_cat_is_exactly_the_sum_of_the_deltas(activation: str, ranks: tuple[int, ...]) -> None:
+    parents = [adapter(i, rank=rank, activation=activation) for i, rank in enumerate(ranks)]
+    fused = fuse(parents, "cat")
+    assert fused.tensors.rank == sum(ranks)
+    assert fused.grams is None
+    h = draw(9, 20, D)
+    for block in (1, 3):
+        total = sum(delta(parent, block, h) for parent in parents)
+        # Only the order of fp32 sums differs: 1e-6 of the largest value.
+        torch.testing.assert_close(delta(fused, block, h), total, rtol=0, atol=1e-6 * total.abs().max().item())
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_mean_is_the_mean_in_any_order(order: tuple[int, ...]) -> None:
+    parents = [adapter(seed) for seed in order]
+    fused = fuse(parents, "mean").tensors
+    for block in (1, 3):
+        for name in ("w_down", "w_up"):
+            expected = torch.stack([getattr(parent.tensors, name)[block] for parent in parents]).mean(0)
+            torch.testing.assert_close(getattr(fused, name)[block], expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_adapter_stays_itself(method: str, dtype: torch.dtype) -> None:
+    parent = adapter(0, dtype=dtype)
+    fused = fuse([parent], method).tensors
+    for block in (1, 3):
+        for got, expected in (
+            (fused.w_down[block], parent.tensors.w_down[block]),
+            (fused.w_up[block], parent.tensors.w_up[block]),
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_regmean_of_identical_adapters_is_that_adapter(activation: str) -> None:
+    parents = [adapter(0, activation=activation)] * 3
+    fused = fuse(parents).tensors
+    for block in (1, 3):
+        torch.testing.assert_close(fused.w_down[block], parents[0].tensors.w_down[block], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused.w_up[block], parents[0].tensors.w_up[block], rtol=1e-5, atol=1e-5)
+
+
+def test_regmean_keeps_each_delta_on_its_own_data_where_the_mean_does_not() -> None:
+    """Inputs on disjoint coordinates and bottlenecks on disjoint units: each adapter acts on its data as before.
+
+    This fails where W_down's and W_up's Grams are swapped, or a map is solved transposed.
+    """
+    xs = [torch.zeros(60, D), torch.zeros(60, D)]
+    xs[0][:, :5], xs[1][:, 5:10] = draw(1, 60, 5), draw(2, 60, 5)
+    parents = []
+    for i, x in enumerate(xs):
+        plain = adapter(i, inputs=x, activation="relu")
+        w_down = {block: w.clone() for block, w in plain.tensors.w_down.items()}
+        for w in w_down.values():
+            w[2 * (1 - i) : 2 * (1 - i) + 2] = 0.0  # adapter 0 uses units 0 and 1, adapter 1 units 2 and 3
+        grams = {}
+        for block, w in w_down.items():
+            z = activate(x @ w.T, "relu")
+            grams[block] = SiteGrams(down=x.T @ x, up=z.T @ z)
+        tensors = AdapterTensors(rank=4, activation="relu", w_down=w_down, w_up=plain.tensors.w_up)
+        parents.append(Fusible(name=str(i), tensors=tensors, grams=grams))
+    fused, mean = fuse(parents, ridge=1e-8), fuse(parents, "mean")
+    for block in (1, 3):
+        for parent, x in zip(parents, xs, strict=True):
+            own = delta(parent, block, x)
+            torch.testing.assert_close(delta(fused, block, x), own, rtol=0, atol=1e-4)
+            assert (delta(mean, block, x) - own).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("method", ["regmean", "mean"])
+def test_fusing_in_steps_is_fusing_at_once(method: str) -> None:
+    parents = [adapter(seed) for seed in range(3)]
+    at_once = fuse(parents, method)
+    in_steps = fuse([fuse(parents[:2], method), parents[2]], method)
+    assert at_once.share == in_steps.share == 3
+    assert at_once.grams is not None
+    assert in_steps.grams is not None
+    for block in (1, 3):
+        # Weights and Grams are rounded to fp32 between the steps; the solve magnifies that by the condition number.
+        torch.testing.assert_close(in_steps.tensors.w_down[block], at_once.tensors.w_down[block], rtol=0, atol=1e-4)
+        torch.testing.assert_close(in_steps.tensors.w_up[block], at_once.tensors.w_up[block], rtol=0, atol=1e-4)
+        torch.testing.assert_close(in_steps.grams[block].down, at_once.grams[block].down, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(in_steps.grams[block].up, at_once.grams[block].up, rtol=1e-5, atol=1e-5)
+
+
+def test_two_runs_agree_bit_for_bit() -> None:
+    one, two = (fuse([adapter(0), adapter(1)]).tensors for _ in range(2))
+    assert all(torch.equal(one.w_down[block], two.w_down[block]) for block in (1, 3))
+    assert all(torch.equal(one.w_up[block], two.w_up[block]) for block in (1, 3))
+
+
+def test_dtype_is_the_parents_or_fp32_where_they_differ() -> None:
+    half, full = adapter(0, dtype=torch.bfloat16), adapter(1)
+    assert fuse([half, half]).tensors.w_up[1].dtype == torch.bfloat16
+    assert {fuse([half, full], method).tensors.w_down[1].dtype for method in METHODS} == {torch.float32}
+
+
+def test_progress_is_told_of_each_site() -> None:
+    calls: list[int] = []
+    fuse([adapter(0), adapter(1)], on_site=lambda: calls.append(1))
+    assert len(calls) == 2
+
+
+def bare(seed: int) -> Fusible:
+    return Fusible(name=f"bare {seed}", tensors=adapter(seed).tensors)
+
+
+def test_mean_goes_without_grams_and_then_leaves_none() -> None:
+    assert fuse([bare(0), adapter(1)], "mean").grams is None
+
+
+@pytest.mark.parametrize(
+    ("parents", "method", "message"),
+    [
+        ([], "regmean", "expected at least one adapter to fuse, got none"),
+        ([adapter(0)], "sum", "method: expected one of regmean, cat, mean, got 'sum'"),
+        ([adapter(0), adapter(1, activation="relu")], "cat", "expected one activation, got silu and relu"),
+        ([adapter(0), adapter(1, blocks=(1,))], "cat", r"expected the same blocks, got \[1, 3\] and \[1\]"),
+        ([adapter(0), adapter(1, rank=2)], "regmean", "expected one rank, got 4 and 2; method 'cat' takes"),
+        ([adapter(0), adapter(1, rank=2)], "mean", "cannot fuse adapter 0 and adapter 1: expected one rank"),
+        ([adapter(0), adapter(1, d=8)], "cat", "expected one hidden size, got 12 and 8"),
+        ([adapter(0), bare(1)], "regmean", "bare 1: regmean needs the adapter's Grams, got none; fuse with method"),
+        (
+            [adapter(0, rank=600), adapter(1, rank=425)],
+            "cat",
+            "cat adds ranks up: expected at most 1024 in all, got 1025",
+        ),
+    ],
+)
+def test_refusals(parents: list[Fusible], method: str, message: str) -> None:
+    with pytest.raises(FusionError, match=message):
+        fuse(parents, method)
+
+
+@pytest.mark.parametrize("options", [{"off_diagonal": 1.1}, {"off_diagonal": -0.1}, {"ridge": 0.0}, {"ridge": -1.0}])
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(FusionError, match=r"expected off_diagonal in \[0, 1\] and ridge above 0, got"):
+        fuse([adapter(0)], **options)
