@@ -5,7 +5,9 @@ the feed-forward network on a child of one of a few names, so one search serves 
 """
 
 import re
+from collections.abc import Callable
 from functools import cache
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -58,20 +60,42 @@ def end_forward_in_site(ffn: nn.Module, site: nn.Module) -> None:
     `ffn(x)` then returns `site(ffn(x))`; where the network returns a tuple (hidden states first, router logits
     after), the site sees and replaces the first element. Mutates `ffn`: its class becomes a subclass, so parameter
     names stay as they were and torch.compile traces straight through.
+
+    Raises:
+        UnsupportedModel: `ffn` has a child of that name, or something that is not a method in place of its forward
+            (hooks of an offloading library), behind which the site would never run.
     """
     if hasattr(ffn, SITE_NAME):
         raise UnsupportedModel(f"{type(ffn).__name__} already has an attribute {SITE_NAME!r}")
-    ffn.__class__ = _class_ending_in_site(type(ffn))  # type: ignore[arg-type]  # mypy mistakes classes for unhashable
+    # A method bound on the instance (vLLM's fusers do that) would shadow the class's forward, and so the site.
+    forward = vars(ffn).get("forward", MethodType(type(ffn).forward, ffn))
+    if not isinstance(forward, MethodType) or forward.__self__ is not ffn:
+        raise UnsupportedModel(
+            f"{type(ffn).__name__}: its forward was replaced by a {type(forward).__name__} (offloading hooks or swapped "
+            "kernels); attach the sites first, or load the model without them"
+        )
+    vars(ffn).pop("forward", None)
+    ffn.__class__ = _class_ending_in_site(type(ffn), forward.__func__)  # type: ignore[arg-type]  # types do hash
     ffn.add_module(SITE_NAME, site)
 
 
+def ends_in_site(ffn: nn.Module, site: nn.Module) -> bool:
+    """Tell whether a call of `ffn` still ends in `site`: nothing has replaced its forward or its child since."""
+    return (
+        getattr(ffn, SITE_NAME, None) is site
+        and "forward" not in vars(ffn)
+        and getattr(type(ffn).forward, "ends_in_site", False)
+    )
+
+
 @cache
-def _class_ending_in_site(ffn_class: type[nn.Module]) -> type[nn.Module]:
+def _class_ending_in_site(ffn_class: type[nn.Module], inner: Callable[..., Any]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        out = ffn_class.forward(self, *args, **kwargs)
+        out = inner(self, *args, **kwargs)
         site = getattr(self, SITE_NAME)
         if isinstance(out, tuple):
             return (site(out[0]), *out[1:])
         return site(out)
 
+    forward.ends_in_site = True  # type: ignore[attr-defined]
     return type(f"{ffn_class.__name__}EndingInSite", (ffn_class,), {"forward": forward})

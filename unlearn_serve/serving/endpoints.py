@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearn_serve.errors import ChannelConflict, SwapError, UnlearnServeError
+from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
 from unlearn_serve.serving.config import ADMIN_KEY_VARIABLE
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.middleware import NameRelease
@@ -92,7 +92,7 @@ async def history(follower: Annotated[Follower, Depends(follower_of)]) -> dict[s
 
 @router.post("/apply")
 async def apply(follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
-    """Look at the channel now and swap to its newest entry; `applied` is null where it is live already."""
+    """Look at the channel now and swap to its newest entry, refused before or not; null where it is live already."""
     return {"applied": await _apply(follower)}
 
 
@@ -111,6 +111,8 @@ async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(
         generation = await asyncio.to_thread(move)
     except ChannelConflict as error:
         raise HTTPException(409, str(error)) from error
+    except StoreUnavailable as error:
+        raise HTTPException(503, str(error)) from error
     except UnlearnServeError as error:
         raise HTTPException(400, str(error)) from error
     return {"generation": generation, "applied": await _apply(follower)}
@@ -118,9 +120,11 @@ async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(
 
 async def _apply(follower: Follower) -> dict[str, Any] | None:
     try:
-        record = await follower.apply_newest()
+        record = await follower.apply_newest(again=True)
     except SwapError as error:
         raise HTTPException(503 if follower.live.broken else 409, str(error)) from error
     except UnlearnServeError as error:
         raise HTTPException(409, str(error)) from error
+    if record is None and follower.live.store_error:
+        raise HTTPException(503, follower.live.store_error)
     return record.model_dump(mode="json") if record else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from unlearn_serve.errors import SwapError, UnlearnServeError
@@ -15,6 +16,9 @@ from unlearn_serve.serving.vllm_internals import set_system_fingerprint
 from unlearn_serve.store import ChannelEntry, Store
 
 logger = logging.getLogger("vllm.unlearn_serve")
+
+_RETRY_REFUSED_SECONDS = 10.0
+"""A store that fails for a moment, or a release that is repaired, must not need another promote."""
 
 
 class Follower:
@@ -31,26 +35,33 @@ class Follower:
         self._last_applied = last_applied
         self._lock = asyncio.Lock()
         self._seen_generation = live.generation
+        self._retry_at = 0.0
 
     async def run(self) -> None:
-        """Poll until cancelled; no failure of the store or of a release ends it."""
+        """Poll until cancelled; no failure ends it, for then no deletion would go live any more and nobody knew."""
         while True:
             try:
-                await self.apply_newest()
+                await self.apply_newest(again=time.monotonic() >= self._retry_at)
             except UnlearnServeError as error:
                 logger.error("unlearn-serve: %s", error)
+            except Exception:
+                logger.exception("unlearn-serve: unexpected failure; the follower goes on")
             await asyncio.sleep(self.config.poll_seconds)
 
-    async def apply_newest(self) -> SwapRecord | None:
-        """Swap to the channel's newest entry; None where it is live (or refused) already.
+    async def apply_newest(self, *, again: bool) -> SwapRecord | None:
+        """Swap to the channel's newest entry; None where it is live already or the store cannot be read.
+
+        Args:
+            again: try once more what was refused before; otherwise that gives None.
 
         Raises:
-            UnlearnServeError: the store cannot be read, or the entry was refused; the live release keeps serving.
+            UnlearnServeError: the entry was refused; the live release keeps serving.
         """
         async with self._lock:
             if self.live.broken:
                 raise SwapError(self.live.broken)
-            entry = await self._read_newest()
+            refused = again and self.live.refused
+            entry = await self._read_newest(self.live.generation if refused else self._seen_generation)
             if entry is None:
                 return None
             self._seen_generation = entry.generation
@@ -64,10 +75,10 @@ class Follower:
             await self._remember(entry)
         self._write(self._record("start", ok=True, entry=entry, deletion_ids=deletion_ids))
 
-    async def _read_newest(self) -> ChannelEntry | None:
+    async def _read_newest(self, after: int) -> ChannelEntry | None:
         try:
             store = await asyncio.to_thread(Store.open, self.config.store)
-            entry = await asyncio.to_thread(store.channel_after, self.config.channel, self._seen_generation)
+            entry = await asyncio.to_thread(store.channel_after, self.config.channel, after)
         except UnlearnServeError as error:
             if self.live.store_error is None:
                 self._write(self._record("store-unreachable", ok=False, error=str(error)))
@@ -109,8 +120,10 @@ class Follower:
         if isinstance(error, SwapBroken):
             self.live.broken = str(error)
             event = "broken"
-        self.live.refused = f"generation {entry.generation}: {type(error).__name__}: {error}"
-        self._write(self._record(event, ok=False, entry=entry, error=self.live.refused))
+        known, self.live.refused = self.live.refused, f"generation {entry.generation}: {type(error).__name__}: {error}"
+        self._retry_at = time.monotonic() + _RETRY_REFUSED_SECONDS
+        if self.live.refused != known:
+            self._write(self._record(event, ok=False, entry=entry, error=self.live.refused))
 
     async def _remember(self, entry: ChannelEntry) -> None:
         try:

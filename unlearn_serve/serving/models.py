@@ -5,14 +5,16 @@ module's `__getattr__` turns into a subclass of vLLM's class when it is needed. 
 base checkpoints load as before; without our settings the subclass adds nothing.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
-from unlearn_serve.layers.ffn import end_forward_in_site, find_ffn_modules
+from unlearn_serve.layers.ffn import end_forward_in_site, ends_in_site, find_ffn_modules
 from unlearn_serve.serving import vllm_internals
 from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.plugin import NAME
 from unlearn_serve.serving.slots import EnforcedLayers, build_sites
 
 if TYPE_CHECKING:
@@ -90,12 +92,16 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     computed without the release.
 
     Raises:
-        NotEnforced: the worker extension is missing, or there is no release and the plain model is not allowed.
+        NotEnforced: the endpoint plugin or the worker extension is missing, or there is no release and the plain
+            model is not allowed.
         UnsupportedModel: a local block has no feed-forward module to hang a site on.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
     from unlearn_serve.serving.starting_point import find_starting_point
 
+    if NAME not in (named := os.environ.get("VLLM_PLUGINS", "")).split(","):
+        # vLLM loads general plugins unasked, endpoint plugins only by name: nobody would follow the channel.
+        raise NotEnforced(f"VLLM_PLUGINS: expected {NAME} among the named plugins, got {named!r}")
     if vllm_config.parallel_config.worker_extension_cls != WORKER_EXTENSION:
         got = vllm_config.parallel_config.worker_extension_cls or "none"
         raise NotEnforced(f"--worker-extension-cls: expected {WORKER_EXTENSION}, got {got}")
@@ -124,6 +130,7 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     )
     for block, site in layers.sites.items():
         end_forward_in_site(found[block][1], site)
+        layers.hosts[block] = found[block][1]
     return layers
 
 
@@ -131,7 +138,7 @@ def enforced_layers(model: nn.Module) -> EnforcedLayers:
     """Return the sites of a model.
 
     Raises:
-        NotEnforced: the model has none.
+        NotEnforced: the model has none, or something has cut one off since.
     """
     layers = getattr(model, ATTRIBUTE, None)
     if not isinstance(layers, EnforcedLayers):
@@ -139,6 +146,9 @@ def enforced_layers(model: nn.Module) -> EnforcedLayers:
             f"{type(model).__name__} runs without sites: expected the subclass that the general plugin registers; "
             "reinstall unlearn-serve and name unlearn_serve in VLLM_PLUGINS"
         )
+    cut_off = [block for block, host in layers.hosts.items() if not ends_in_site(host, layers.sites[block])]
+    if cut_off:
+        raise NotEnforced(f"the feed-forward modules of blocks {cut_off} no longer end in their sites")
     return layers
 
 

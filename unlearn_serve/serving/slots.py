@@ -94,6 +94,7 @@ class EnforcedLayers(nn.Module):
         # Plain attributes: the sites are children of the feed-forward modules already.
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "routing", routing)
+        object.__setattr__(self, "hosts", {})
         self.num_blocks = num_blocks
         self.hidden_size = hidden_size
         self.max_rank = max_rank
@@ -102,6 +103,8 @@ class EnforcedLayers(nn.Module):
 
     sites: dict[int, EnforcedSite]
     routing: Routing
+    hosts: dict[int, nn.Module]
+    """The feed-forward modules that end in the sites."""
     base_model: BaseModelRef
     """Fingerprint of the base model under the sites; a release for another one is refused."""
 

@@ -50,13 +50,16 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
         raise NotEnforced(f"not supported together with unlearning releases: {line}")
     swapper = Swapper(engine, stage_timeout_seconds=config.stage_timeout_seconds)
     live = Live(channel=config.channel)
-    follower = Follower(
-        config=config,
-        swapper=swapper,
-        live=live,
-        app_state=state,
-        last_applied=LastApplied(config.state_path),
-    )
+    try:
+        follower = Follower(
+            config=config,
+            swapper=swapper,
+            live=live,
+            app_state=state,
+            last_applied=LastApplied(config.state_path),
+        )
+    except OSError as error:
+        raise NotEnforced(f"--state-dir: expected a folder that can be written, got {error}") from error
     base_model = await asyncio.to_thread(fingerprint_base_model, vllm_internals.base_model_dir(vllm_config))
     start = await asyncio.to_thread(find_starting_point, config, base_model)
     await _bring_workers_to(start, swapper)

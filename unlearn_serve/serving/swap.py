@@ -17,7 +17,7 @@ _POLL_STAGING_SECONDS = 0.01
 
 
 class SwapUndone(SwapError):
-    """The swap failed after generation was paused; every worker is back on the earlier release."""
+    """The swap failed when generation was to be paused, or was; every worker is back on the earlier release."""
 
 
 class SwapBroken(SwapError):
@@ -72,8 +72,8 @@ class Swapper:
         started = time.perf_counter()
         await self._stage(release)
         staged = time.perf_counter()
-        await self._engine.pause_generation(mode="keep", clear_cache=False)
         try:
+            await self._engine.pause_generation(mode="keep", clear_cache=False)
             await self._engine.collective_rpc("unlearn_flip", args=(release,))
             live_at = time.time()
             if not await self._engine.reset_prefix_cache(reset_running_requests=True):
@@ -82,7 +82,12 @@ class Swapper:
             await self._undo(previous, error)
             raise SwapUndone(f"{error}; {previous or 'the plain model'} keeps serving") from error
         when_live()
-        await self._engine.resume_generation()
+        try:
+            await self._engine.resume_generation()
+        except Exception as error:
+            raise SwapBroken(
+                f"{release} is live, but generation did not resume ({error}); restart the server"
+            ) from error
         resumed = time.perf_counter()
         return SwapTimes(
             stage_ms=(staged - started) * 1e3,
@@ -91,7 +96,10 @@ class Swapper:
         )
 
     async def _stage(self, release: str) -> None:
-        await self._engine.collective_rpc("unlearn_stage", args=(release,))
+        try:
+            await self._engine.collective_rpc("unlearn_stage", args=(release,))
+        except Exception as error:
+            raise SwapError(f"the workers could not begin to stage {release}: {error}") from error
         deadline = time.monotonic() + self._stage_timeout
         while True:
             workers = await self.workers()
@@ -113,4 +121,4 @@ class Swapper:
                 raise SwapError("the engine did not drop the KV cache")
             await self._engine.resume_generation()
         except Exception as error:
-            raise SwapBroken(f"swap failed ({cause}) and could not be undone ({error}); restart the server") from error
+            raise SwapBroken(f"swap failed ({cause}) and could not be undone ({error}); restart it") from error

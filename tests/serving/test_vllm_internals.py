@@ -1,0 +1,376 @@
+"""Every fact about vLLM that serving leans on, against the installed release, with no engine started.
+
+A failure here names what a vLLM release moved: change `unlearn_serve/serving/vllm_internals.py` (or the module that the
+message names) before anything else.
+"""
+
+import asyncio
+import inspect
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+import vllm
+from fastapi import FastAPI
+from starlette.datastructures import State
+from support.engine import set_environment
+from support.tiny_models import write_tiny_model
+from support.vllm_config import create_config, lone_worker
+from vllm.engine.protocol import EngineClient
+from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins, init_endpoint_plugins_state
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
+
+from unlearn_serve.serving import vllm_internals
+from unlearn_serve.serving.ledger import TokenLedger
+from unlearn_serve.serving.middleware import NameRelease
+from unlearn_serve.serving.models import WORKER_EXTENSION, register_models
+from unlearn_serve.serving.plugin import UnlearningEndpoints
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real VllmConfig of a checkpoint with 2 blocks and d = 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch)
+        yield create_config(write_tiny_model(tmp_path_factory.mktemp("internals") / "tiny"))
+
+
+def require(holds: object, moved: str) -> None:
+    assert holds, f"vLLM {vllm.__version__} moved this: {moved}"
+
+
+def require_parameters(function: Callable[..., Any], *names: str) -> None:
+    got = list(inspect.signature(function).parameters)
+    require(set(names) <= set(got), f"{function.__qualname__}: expected parameters {list(names)}, got {got}")
+
+
+def test_the_release_is_the_tested_one() -> None:
+    require(
+        vllm.__version__.split("+")[0] == vllm_internals.TESTED_VLLM,
+        f"the release itself; tested with {vllm_internals.TESTED_VLLM}: run the whole suite, then raise TESTED_VLLM",
+    )
+
+
+class TestConfig:
+    """vllm_internals reads these from VllmConfig."""
+
+    def test_sizes(self, config: Any) -> None:
+        require(vllm_internals.hidden_size(config) == 64, "ModelConfig.get_hidden_size()")
+        require(vllm_internals.num_blocks(config) == 2, "ModelConfig.get_total_num_hidden_layers()")
+        require(str(config.model_config.dtype) == "torch.bfloat16", "ModelConfig.dtype")
+
+    def test_max_tokens_per_step(self, config: Any) -> None:
+        scheduler, parallel = config.scheduler_config, config.parallel_config
+        got = vllm_internals.max_tokens_per_step(config)
+        require(got == max(scheduler.max_num_batched_tokens, 4) + parallel.tensor_parallel_size, "SchedulerConfig")
+
+    def test_base_model_dir(self, config: Any) -> None:
+        require((vllm_internals.base_model_dir(config) / "config.json").is_file(), "ModelConfig.model")
+        require(hasattr(config.model_config, "revision"), "ModelConfig.revision")
+
+    def test_local_blocks(self, config: Any) -> None:
+        with lone_worker(config):
+            require(vllm_internals.local_blocks(config) == range(2), "get_pp_group() or get_pp_indices()")
+
+    def test_additional_config_and_worker_extension(self, config: Any) -> None:
+        require(config.additional_config == {}, "VllmConfig.additional_config")
+        require(config.parallel_config.worker_extension_cls == "", "ParallelConfig.worker_extension_cls")
+
+    def test_unsupported_settings(self, config: Any) -> None:
+        require(list(vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))) == [], "defaults")
+        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=2))
+        assert line == "--api-server-count: expected 1, got 2"
+        require(config.parallel_config.data_parallel_size == 1, "ParallelConfig.data_parallel_size")
+        require(config.kv_transfer_config is None, "VllmConfig.kv_transfer_config")
+
+
+class TestModels:
+    """serving/models.py puts a lazy entry in front of each of vLLM's own."""
+
+    def test_entries_load_our_subclass_of_the_original(self) -> None:
+        from vllm.model_executor.models.llama import LlamaForCausalLM
+
+        register_models()
+        entry = vllm_internals.registered_models()["LlamaForCausalLM"]
+        loaded = vllm_internals.load_model_class(entry)
+
+        require(entry.module_name == "unlearn_serve.serving.models", "ModelRegistry.register_model('module:name')")
+        require(issubclass(loaded, LlamaForCausalLM), "ModelRegistry.models or an entry's load_model_cls()")
+        assert loaded is not LlamaForCausalLM
+        assert loaded.__name__ == "LlamaForCausalLM"
+        require_parameters(loaded.__init__, "vllm_config", "prefix")
+
+    def test_models_are_built_by_keyword(self) -> None:
+        from vllm.model_executor.model_loader.utils import initialize_model
+
+        source = inspect.getsource(initialize_model)
+        require("model_class(vllm_config=vllm_config, prefix=prefix)" in source, "initialize_model's call of the class")
+
+    def test_inner_and_draft_models_are_told_by_a_prefix(self) -> None:
+        from vllm.v1.spec_decode import draft_model
+
+        require('prefix="draft_model"' in inspect.getsource(draft_model), "the draft model's prefix: it has no sites")
+
+    def test_a_worker_gives_its_model(self) -> None:
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        require(callable(CPUWorker.get_model), "Worker.get_model, used by vllm_internals.worker_model")
+        source = inspect.getsource(WorkerBase.__init__)
+        for attribute in ("self.rank = ", "self.vllm_config = "):
+            require(attribute in source, f"WorkerBase: {attribute}")
+
+
+class TestWorkerExtension:
+    """--worker-extension-cls mixes serving/worker.py into vLLM's worker."""
+
+    def test_injection(self) -> None:
+        source = inspect.getsource(WorkerWrapperBase.init_worker)
+        plugins, injection = source.find("load_general_plugins()"), source.find("worker_extension_cls")
+        require(0 <= plugins < injection, "general plugins run before the extension's module is imported")
+        require("worker_class.__bases__ + (" in source, "the extension becomes a base of the worker's class")
+
+    def test_no_name_is_taken(self) -> None:
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        register_models()  # the module refuses to be imported before
+        from unlearn_serve.serving.worker import UnlearningWorker
+
+        ours = {name for name in dir(UnlearningWorker) if not name.startswith("__")}
+        assert {"unlearn_status", "unlearn_stage", "unlearn_flip", "unlearn_restore"} <= ours
+        taken = ours & {name for base in CPUWorker.__mro__ if base is not UnlearningWorker for name in vars(base)}
+        require(not taken, f"the worker has attributes of its own named {taken}")
+
+
+class TestEngineClient:
+    """The calls of serving/swap.py."""
+
+    @pytest.mark.parametrize("client", [EngineClient, AsyncLLM])
+    def test_signatures(self, client: type) -> None:
+        require_parameters(client.pause_generation, "mode", "clear_cache")
+        require_parameters(client.resume_generation)
+        require_parameters(client.reset_prefix_cache, "reset_running_requests")
+        require_parameters(client.collective_rpc, "method", "args")
+        for name in ("pause_generation", "resume_generation", "reset_prefix_cache", "collective_rpc"):
+            require(inspect.iscoroutinefunction(getattr(client, name)), f"{client.__name__}.{name} is a coroutine")
+
+    def test_it_has_the_configuration(self) -> None:
+        require("vllm_config" in EngineClient.__annotations__, "EngineClient.vllm_config")
+
+    def test_pause_can_keep_requests(self) -> None:
+        from vllm.v1.engine import PauseMode
+
+        require("keep" in get_args(PauseMode), "pause_generation(mode='keep')")
+
+    def test_a_reset_preempts_running_requests_and_drops_their_output_in_flight(self) -> None:
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        source = inspect.getsource(Scheduler.reset_prefix_cache)
+        require("self._preempt_request(request, timestamp, drop_stale_output=True)" in source, "Scheduler's preemption")
+        require("self.kv_cache_manager.reset_prefix_cache()" in source, "Scheduler drops the KV cache")
+
+
+class TestGeneralPlugins:
+    """Fail closed: why serving/plugin.py imports nothing of weight and raises inside register()."""
+
+    def test_what_register_raises_is_let_through(self, install: Callable[..., None]) -> None:
+        install("vllm.general_plugins", "def register():\n    raise RuntimeError('raised by register')\n")
+
+        with pytest.raises(RuntimeError, match="raised by register"):
+            vllm.plugins.load_general_plugins()
+
+    def test_what_an_import_raises_is_swallowed(self, install: Callable[..., None]) -> None:
+        install("vllm.general_plugins", "raise RuntimeError('raised by import')\n")
+
+        vllm.plugins.load_general_plugins()
+
+    def test_ours_is_an_entry_point_of_all_three_groups(self) -> None:
+        groups = (vllm.plugins.DEFAULT_PLUGINS_GROUP, vllm.plugins.ENDPOINT_PLUGINS_GROUP)
+        for group in (*groups, vllm.plugins.STAT_LOGGER_PLUGINS_GROUP):
+            require("unlearn_serve" in vllm.plugins.load_plugins_by_group(group), f"the entry point group {group}")
+
+
+class TestEndpointPlugins:
+    """serving/plugin.py: routes, and a start that fails where enforcement does."""
+
+    def test_protocol(self) -> None:
+        from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+
+        members = {name for name in vars(EndpointPlugin) if not name.startswith("_")}
+        require(members == {"attach_router", "init_state"}, f"methods of EndpointPlugin: {members}")
+        require(set(EndpointPlugin.__annotations__) == {"name", "required_tasks"}, "attributes of EndpointPlugin")
+        for method in members:
+            expected = list(inspect.signature(getattr(EndpointPlugin, method)).parameters)
+            require_parameters(getattr(UnlearningEndpoints, method), *expected)
+
+    def test_ours_is_loaded_only_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        (ours,) = vllm.plugins.load_endpoint_plugins(("generate",))
+        assert isinstance(ours, UnlearningEndpoints)
+        monkeypatch.delenv("VLLM_PLUGINS")
+        require(vllm.plugins.load_endpoint_plugins(("generate",)) == [], "endpoint plugins are opt-in")
+
+    def test_what_attach_router_raises_is_let_through(self, install: Callable[..., None]) -> None:
+        install("vllm.endpoint_plugins", _PLUGIN.format(attach="raise RuntimeError('by attach')", init="pass"))
+
+        with pytest.raises(RuntimeError, match="by attach"):
+            attach_endpoint_plugins(FastAPI(), ("generate",))
+
+    def test_what_init_state_raises_is_let_through(self, install: Callable[..., None]) -> None:
+        install("vllm.endpoint_plugins", _PLUGIN.format(attach="pass", init="raise RuntimeError('by init')"))
+        app = FastAPI()
+        attach_endpoint_plugins(app, ("generate",))
+
+        with pytest.raises(RuntimeError, match="by init"):
+            asyncio.run(init_endpoint_plugins_state(None, app.state, Namespace()))
+
+    def test_state_is_initialised_before_the_server_is_ready(self) -> None:
+        from vllm.entrypoints.launchers.api_server import app_state
+
+        source = inspect.getsource(app_state)
+        require("await init_endpoint_plugins_state(engine_client, state, args)" in source, "init_app_state")
+
+    def test_the_api_key_guards_our_routes(self) -> None:
+        from vllm.entrypoints.launchers.app import build_app
+
+        app = build_app(_parse("serve", "model", "--api-key", "secret"), ("generate",))
+
+        names = [middleware.cls.__name__ for middleware in app.user_middleware]  # outermost first
+        require(names.index("AuthenticationMiddleware") < names.index(NameRelease.__name__), f"order of {names}")
+        response = asyncio.run(_get(app, "/v1/unlearning/status"))
+        require(response.status_code == 401, "--api-key guards paths under /v1")
+
+
+class TestSystemFingerprint:
+    """vllm_internals.set_system_fingerprint renames it on live serving objects."""
+
+    def test_it_is_read_from_the_serving_object_for_each_response(self) -> None:
+        from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+        require("self.system_fingerprint" in inspect.getsource(GenerateBaseServing.__init__), "where it is set")
+        for serving in (OpenAIServingChat, OpenAIServingCompletion):
+            assert issubclass(serving, GenerateBaseServing)
+            source = inspect.getsource(serving)
+            require("chunk.system_fingerprint = self.system_fingerprint" in source, f"{serving.__name__}, last chunk")
+            require("system_fingerprint=self.system_fingerprint" in source, f"{serving.__name__}, whole response")
+
+    def test_serving_objects_are_values_of_the_app_state(self) -> None:
+        from vllm.entrypoints.generate import api_router
+        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+        source = inspect.getsource(api_router.init_generate_state)
+        for name in ("openai_serving_chat", "openai_serving_completion"):
+            require(f"state.{name} = " in source, f"state.{name}")
+        state = State()
+        state.chat = OpenAIServingChat.__new__(OpenAIServingChat)
+        state.chat.system_fingerprint = "before"
+        state.other = object()
+        require(vllm_internals.set_system_fingerprint(state, "after") == 1, "starlette's State._state")
+        assert state.chat.system_fingerprint == "after"
+
+
+class TestStatLogger:
+    """serving/ledger.py counts tokens."""
+
+    def test_base_class(self) -> None:
+        from vllm.v1.metrics.loggers import StatLoggerBase, load_stat_logger_plugin_factories
+
+        require(TokenLedger in load_stat_logger_plugin_factories(), "the entry point group vllm.stat_logger_plugins")
+        require(not TokenLedger.__abstractmethods__, f"StatLoggerBase also wants {TokenLedger.__abstractmethods__}")
+        for method in ("__init__", "record", "log_engine_initialized"):
+            base = inspect.signature(getattr(StatLoggerBase, method)).parameters
+            require(list(inspect.signature(getattr(TokenLedger, method)).parameters) == list(base), method)
+
+    def test_iteration_stats(self) -> None:
+        from vllm.v1.metrics.stats import IterationStats
+
+        stats = IterationStats()
+        require(stats.num_prompt_tokens == 0, "IterationStats.num_prompt_tokens")
+        require(stats.num_generation_tokens == 0, "IterationStats.num_generation_tokens")
+
+
+class TestCommandLine:
+    """vllm_internals.run_vllm_serve builds the subcommand without vLLM's front door."""
+
+    def test_the_subcommand(self) -> None:
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+
+        require(ServeSubcommand().name == "serve", "ServeSubcommand.name")
+        require_parameters(ServeSubcommand.validate, "args")
+        require_parameters(ServeSubcommand.cmd, "args")
+        source = inspect.getsource(vllm_internals.run_vllm_serve)
+        for name in ("cli_env_setup", "configure_logging_from_args"):
+            assert name in source
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+        from vllm.logger import configure_logging_from_args
+
+        require_parameters(cli_env_setup)
+        require_parameters(configure_logging_from_args, "args")
+
+    def test_our_flags(self) -> None:
+        settings = {"unlearn": {"store": "folder"}}
+        flags = ("--additional-config", json.dumps(settings), "--worker-extension-cls", WORKER_EXTENSION)
+        args = _parse("serve", "model", *flags)
+
+        require(args.additional_config == settings, "--additional-config takes JSON")
+        require(args.worker_extension_cls == WORKER_EXTENSION, "--worker-extension-cls")
+        require(args.model_tag == "model", "the positional argument of `vllm serve`")
+        require(args.api_server_count is None, "--api-server-count")
+
+
+_PLUGIN = """
+class Plugin:
+    name = "tried"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app):
+        {attach}
+
+    async def init_state(self, engine_client, state, args):
+        {init}
+
+
+register = Plugin
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Install a distribution with one plugin, `tried`, of the given group and source, for this test."""
+
+    def write(group: str, source: str) -> None:
+        module = f"plugin_{tmp_path.name}"
+        (tmp_path / f"{module}.py").write_text(source)
+        metadata = tmp_path / f"{module}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[{group}]\ntried = {module}:register\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("VLLM_PLUGINS", "tried")
+        monkeypatch.setattr(vllm.plugins, "plugins_loaded", False)
+
+    return write
+
+
+def _parse(*argv: str) -> Namespace:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    return parser.parse_args(list(argv))
+
+
+async def _get(app: FastAPI, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return await client.get(path)

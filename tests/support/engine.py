@@ -1,0 +1,64 @@
+"""vLLM engines with sites, started the way a server starts them but without HTTP."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SETTINGS_ENVIRONMENT = {
+    "VLLM_PLUGINS": "unlearn_serve",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def engine_arguments(model: Path, store: Path, state: Path, **settings: Any) -> dict[str, Any]:
+    """Arguments for LLM or AsyncEngineArgs under which `model` follows channel `production` of `store`."""
+    from unlearn_serve.serving.models import WORKER_EXTENSION
+
+    return {
+        "model": str(model),
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 16,
+        "additional_config": {"unlearn": {"store": str(store), "state_dir": str(state), **settings}},
+        "worker_extension_cls": WORKER_EXTENSION,
+        "disable_log_stats": True,
+    }
+
+
+def stage_and_flip(llm: Any, release: str) -> None:
+    """Make `release` live on an idle offline engine: the swap without pause, for requests that do not run yet."""
+    import time
+
+    llm.collective_rpc("unlearn_stage", args=(release,))
+    while (status := llm.collective_rpc("unlearn_status")[0])["staging"] == "busy":
+        time.sleep(0.01)
+    assert status["staging"] == "ready", status["error"]
+    llm.collective_rpc("unlearn_flip", args=(release,))
+    llm.reset_prefix_cache()
+
+
+def prompt_log_probabilities(llm: Any, prompt: list[int]) -> torch.Tensor:
+    """Log-probabilities [len(prompt) - 1, vocabulary] of each next token, as the engine computes them."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+    rows = []
+    for position in output.prompt_logprobs[1:]:
+        row = torch.full((max(position) + 1,), float("nan"))
+        for token, found in position.items():
+            row[token] = found.logprob
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def set_environment(monkeypatch: Any, **more: str) -> None:
+    """Set what vLLM reads from the environment, for this test or module only."""
+    for name, value in {**SETTINGS_ENVIRONMENT, **more}.items():
+        monkeypatch.setenv(name, value)
+    os.environ.pop("VLLM_API_KEY", None)
