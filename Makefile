@@ -34,9 +34,10 @@ test: $(READY) ## the whole suite, real engine included
 test-fast: $(READY) ## without the tests that start an engine or need the real model
 	$(BIN)/pytest -m "not engine and not model"
 
-lint: $(READY) ## ruff: style, imports, docstrings
+lint: $(READY) ## style, docstrings, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(READY) ## mypy --strict
 	$(BIN)/mypy

@@ -1,6 +1,7 @@
 """Every supported family of decoders: the same adapter gives the same log-probabilities in transformers and in vLLM."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def _in_process_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_sides_agree(family: str, tmp_path: Path) -> None:
+    _assert_both_sides_agree(family, tmp_path, enforce_eager=True)
+
+
+def test_a_compiled_graph_sees_the_flip(tmp_path: Path) -> None:
+    """vLLM as it comes compiles the model once, before any release: routing must be read when the graph runs."""
+    _assert_both_sides_agree("llama", tmp_path, enforce_eager=False)
+
+
+def _assert_both_sides_agree(family: str, tmp_path: Path, *, enforce_eager: bool) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES[family]})
     model = AutoModelForCausalLM.from_config(config).float().eval()
@@ -62,9 +72,10 @@ def test_both_sides_agree(family: str, tmp_path: Path) -> None:
     expected_plain = _log_probabilities(model)
     expected = _log_probabilities(load_adapter(model, adapter))
     assert (expected - expected_plain).abs().max() > 50 * TOLERANCE, "the adapter must matter, or this shows nothing"
-    store = Store.open(str(tmp_path / "store"), create=True)
+    release = Store.open(str(tmp_path / "store"), create=True).publish(adapter)
+    arguments = engine_arguments(base, tmp_path / "store", tmp_path / "state", allow_plain=True)
 
-    plain, unlearned = _vllm_log_probabilities(base, tmp_path, release=store.publish(adapter))
+    plain, unlearned = _vllm_log_probabilities({**arguments, "enforce_eager": enforce_eager}, release=release)
 
     torch.testing.assert_close(plain, expected_plain, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(unlearned, expected, rtol=0, atol=TOLERANCE)
@@ -77,16 +88,11 @@ def _log_probabilities(model: torch.nn.Module) -> torch.Tensor:
     return logits.float().log_softmax(-1)
 
 
-def _vllm_log_probabilities(base: Path, tmp_path: Path, *, release: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _vllm_log_probabilities(arguments: dict[str, Any], *, release: str) -> tuple[torch.Tensor, torch.Tensor]:
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(
-        **engine_arguments(base, tmp_path / "store", tmp_path / "state", allow_plain=True),
-        dtype="float32",
-        skip_tokenizer_init=True,
-        max_logprobs=-1,
-    )
+    llm = LLM(**arguments, dtype="float32", skip_tokenizer_init=True, max_logprobs=-1)
     try:
         plain = prompt_log_probabilities(llm, PROMPT)
         stage_and_flip(llm, release)

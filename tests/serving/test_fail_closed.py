@@ -155,13 +155,14 @@ class TestWorker:
 
         assert layers.live is None
 
+    @pytest.mark.parametrize("gone", ["store", "store/channels"])
     @pytest.mark.parametrize("allow_plain", [False, True])
-    def test_store_gone_and_a_release_kept(
-        self, base: Path, store: Store, settings: dict[str, Any], allow_plain: bool
+    def test_store_or_channel_gone_and_a_release_kept(
+        self, base: Path, store: Store, settings: dict[str, Any], tmp_path: Path, gone: str, allow_plain: bool
     ) -> None:
         release = store.channel("production").release
         keep(settings, store)
-        shutil.rmtree(settings["store"])
+        shutil.rmtree(tmp_path / gone)
 
         layers = enforced_layers(self.build(base, {**settings, "allow_plain": allow_plain}))
 

@@ -181,7 +181,7 @@ def test_rollback_over_http(server: Server, store: Store, publish: Callable[...,
     ("body", "status", "message"),
     [
         ({"to_generation": 10**6}, 400, "expected one of generations 1 to"),
-        ({"reason": "two\nlines"}, 400, "reason"),
+        ({"to_generation": 1, "reason": "two\nlines"}, 400, "reason"),
         ({"to": 1}, 400, "Extra inputs are not permitted"),
     ],
 )

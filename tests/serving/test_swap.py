@@ -106,7 +106,7 @@ def engine(releases: tuple[Path, list[str]], loop: asyncio.AbstractEventLoop) ->
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(ensure_checkpoint())
-    # A common beginning that is longer than a block of the CPU's cache (128 tokens), so that there is something to share.
+    # A common beginning longer than a block of the CPU's cache (128 tokens), so that there is something to share.
     shared = "You are a patient story teller. You speak of the sea, of old ships and of those who sailed in them. " * 10
     return [tokenizer(f"{shared}Story number {i}: Once upon a time")["input_ids"] for i in range(STREAMS)]
 

@@ -93,6 +93,16 @@ class TestConfig:
         require(config.parallel_config.data_parallel_size == 1, "ParallelConfig.data_parallel_size")
         require(config.kv_transfer_config is None, "VllmConfig.kv_transfer_config")
 
+    def test_development_routes_are_refused(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vllm.entrypoints.launchers.app import build_app
+
+        monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+        app = build_app(_parse("serve", "model", "--api-key", "secret"), ("generate",))
+
+        require("/collective_rpc" in app.openapi()["paths"], "VLLM_SERVER_DEV_MODE: does it still open this route?")
+        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        assert line.startswith("VLLM_SERVER_DEV_MODE: ")
+
 
 class TestModels:
     """serving/models.py puts a lazy entry in front of each of vLLM's own."""

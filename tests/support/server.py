@@ -17,7 +17,7 @@ import httpx
 
 from support.engine import SETTINGS_ENVIRONMENT
 
-GENEROUS_SECONDS = 180.0
+GENEROUS_SECONDS = 300.0
 """Limit of every wait: reached only where something is broken, however busy the machine is."""
 
 Result = TypeVar("Result")

@@ -51,7 +51,7 @@ class RollbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field("", max_length=1000)
-    actor: str = Field("admin endpoint", min_length=1, max_length=200)
+    actor: str = Field("admin endpoint", min_length=1, max_length=128)
     to_generation: int | None = Field(None, ge=1)
 
 

@@ -38,8 +38,8 @@ class Follower:
         self._retry_at = 0.0
 
     async def run(self) -> None:
-        """Poll until cancelled; no failure ends it, for then no deletion would go live any more and nobody knew."""
-        while True:
+        """Poll until cancelled, or broken. No other failure ends it: no deletion would go live any more, unnoticed."""
+        while not self.live.broken:
             try:
                 await self.apply_newest(again=time.monotonic() >= self._retry_at)
             except UnlearnServeError as error:

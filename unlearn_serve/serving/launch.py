@@ -45,7 +45,7 @@ def serve(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> None:
     from unlearn_serve.format.fingerprint import fingerprint_base_model
     from unlearn_serve.serving.starting_point import find_starting_point
 
-    if Path(model).is_dir():
-        find_starting_point(config, fingerprint_base_model(Path(model)))
+    local = Path(model)
+    find_starting_point(config, fingerprint_base_model(local) if local.is_dir() else None)
     command = vllm_command(model, config, vllm_flags)
     os.execve(command[0], command, vllm_environment(os.environ))

@@ -20,10 +20,15 @@ class StartingPoint:
     """False where the store could not be reached and the last applied release is used."""
 
 
-def find_starting_point(config: ServingConfig, base_model: BaseModelRef) -> StartingPoint | None:
+def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) -> StartingPoint | None:
     """Return what to serve first; None means the plain model, which `allow_plain` permits.
 
+    Args:
+        config: settings of the server.
+        base_model: what the release must belong to; None where the base is not at hand yet, to check later.
+
     Raises:
+        BaseModelMismatch: the release belongs to another base model.
         NotEnforced: there is nothing to serve under, or what there is cannot be trusted; the message says why.
     """
     start: StartingPoint | None
@@ -40,7 +45,8 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef) -> Star
             ) from error
     except UnlearnServeError as error:
         raise NotEnforced(f"channel {config.channel!r} names a release that cannot be served: {error}") from error
-    require_same_base(start.release.manifest.base_model, base_model)
+    if base_model is not None:
+        require_same_base(start.release.manifest.base_model, base_model)
     return start
 
 

@@ -66,7 +66,9 @@ def base_model_dir(config: "VllmConfig") -> Path:
 
 
 def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
-    """Yield a line for every engine setting under which a swap is not yet proven to be atomic."""
+    """Yield a line for every setting under which a swap is not yet proven to be atomic, or anyone could undo it."""
+    from vllm import envs
+
     parallel = config.parallel_config
     if parallel.data_parallel_size > 1:
         yield f"--data-parallel-size: expected 1, got {parallel.data_parallel_size}"
@@ -74,6 +76,8 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
         yield f"--api-server-count: expected 1, got {args.api_server_count}"
     if config.kv_transfer_config is not None:
         yield "--kv-transfer-config: a KV connector may hand back KV that was computed under an earlier release"
+    if envs.VLLM_SERVER_DEV_MODE:
+        yield "VLLM_SERVER_DEV_MODE: its routes let anyone call the workers and resume generation, with no key"
 
 
 def worker_model(worker: Any) -> nn.Module:

@@ -1,0 +1,119 @@
+"""The store commands, end to end over a real folder, and how errors look."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.adapters import write_random_adapter
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unlearn_serve import __version__
+from unlearn_serve.cli.app import main
+from unlearn_serve.store import Store
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process, as its console script does."""
+
+    def call(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["unlearn-serve", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Done(int(code or 0), *capsys.readouterr())
+
+    return call
+
+
+def said(run: Run, *arguments: str | Path) -> str:
+    done = run(*arguments)
+    assert done.code == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    return [
+        write_random_adapter(folder / "base", folder / f"adapter{seed}", seed=seed, deletion_id=f"case-{seed}")
+        for seed in range(2)
+    ]
+
+
+def test_publish_promote_rollback_list_show_verify(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    store = tmp_path / "store"
+    first, second = (said(run, "publish", adapter, "--store", store) for adapter in adapters)
+    assert len(first) == 64
+    assert said(run, "promote", first[:10], "--channel", "production", "--store", store).endswith(
+        f"generation 1 -> {first}"
+    )
+    said(run, "promote", second, "--channel", "production", "--store", store, "--reason", "case-1 asks")
+    assert said(run, "rollback", "--channel", "production", "--store", store).endswith(f"generation 3 -> {first}")
+
+    listed = said(run, "list", "--store", store)
+    assert "case-0" in listed
+    assert "rollback" in listed
+    assert json.loads(said(run, "show", second, "--store", store))["deletion_ids"] == ["case-1"]
+    assert said(run, "verify", "--store", store) == "ok"
+    assert [entry.reason for entry in Store.open(str(store)).history("production")] == ["", "case-1 asks", ""]
+
+
+def test_errors_are_one_line_on_stderr_and_exit_1(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    store = tmp_path / "store"
+    digest = said(run, "publish", adapters[0], "--store", store)
+    said(run, "promote", digest, "--store", store)
+    (store / "releases" / digest / "adapter_model.safetensors").write_bytes(b"not weights")
+    for arguments, message in [
+        (("publish", tmp_path, "--store", store), "AdapterFileError"),
+        (("promote", "0" * 64, "--store", store), "ReleaseNotFound"),
+        (("promote", digest, "--store", store), "DigestError"),
+        (("rollback", "--channel", "staging", "--store", store), "ChannelNotFound"),
+        (("rollback", "--channel", "production", "--store", store), "nothing to roll back to"),
+        (("promote", digest, "--channel", "../up", "--store", store), "channel: expected"),
+        (("list", "--store", tmp_path / "nowhere"), "no such folder"),
+        (("verify", "--store", store), "1 problem found"),
+        (("serve", tmp_path / "model", "--store", tmp_path / "nowhere"), "error"),
+        (("status", "--url", "http://127.0.0.1:9"), "no answer"),
+    ]:
+        done = run(*arguments)
+        assert done.code == 1, (arguments, done.stdout)
+        lines = done.stderr.strip().splitlines()
+        assert message in lines[-1], (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_conflict_is_told(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    digest = said(run, "publish", adapters[0], "--store", tmp_path)
+    said(run, "promote", digest, "--store", tmp_path)
+    done = run("promote", digest, "--store", tmp_path, "--expect-generation", "0")
+    assert done.code == 1
+    assert "ChannelConflict" in done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    """`python -m unlearn_serve.cli.app` and the console script are the same; both exit as `main` does."""
+    command = [sys.executable, "-m", "unlearn_serve.cli.app", "--version"]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.strip() == __version__
+    )
