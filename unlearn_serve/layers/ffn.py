@@ -71,8 +71,8 @@ def end_forward_in_site(ffn: nn.Module, site: nn.Module) -> None:
     forward = vars(ffn).get("forward", MethodType(type(ffn).forward, ffn))
     if not isinstance(forward, MethodType) or forward.__self__ is not ffn:
         raise UnsupportedModel(
-            f"{type(ffn).__name__}: its forward was replaced by a {type(forward).__name__} (offloading hooks or swapped "
-            "kernels); attach the sites first, or load the model without them"
+            f"{type(ffn).__name__}: its forward was replaced by a {type(forward).__name__} (offloading hooks or "
+            "swapped kernels); attach the sites first, or load the model without them"
         )
     vars(ffn).pop("forward", None)
     ffn.__class__ = _class_ending_in_site(type(ffn), forward.__func__)  # type: ignore[arg-type]  # types do hash

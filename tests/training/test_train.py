@@ -1,0 +1,224 @@
+"""Whole training runs on a model that knows a handful of facts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from unlearn_serve.data import read_examples
+from unlearn_serve.errors import TrainingError
+from unlearn_serve.format import read_adapter_dir
+from unlearn_serve.fusion.grams import GramFile
+from unlearn_serve.layers import load_adapter
+from unlearn_serve.training import EUL, TrainArgs, train
+from unlearn_serve.training.answers import own_answers
+
+FAST = {"rank": 8, "learning_rate": 1e-2, "forget_batch": 3, "retain_batch": 4, "max_steps": 60}
+
+
+def arguments(toy: Path, out: Path, **options: object) -> TrainArgs:
+    return TrainArgs(
+        **{
+            "model": toy / "model",
+            "forget": toy / "forget.jsonl",
+            "retain": toy / "retain.jsonl",
+            "out": out,
+            "deletion_ids": ("case-17",),
+            "command": ("unlearn-serve", "train"),
+            **FAST,
+            **options,
+        }
+    )
+
+
+def answers(toy: Path, name: str, adapter: Path | None) -> list[bool]:
+    """Whether each greedy answer holds the gold string."""
+    model = AutoModelForCausalLM.from_pretrained(toy / "model")
+    model = load_adapter(model, adapter) if adapter else model
+    examples = read_examples(toy / f"{name}.jsonl")
+    said = own_answers(model, AutoTokenizer.from_pretrained(toy / "model"), examples, max_new_tokens=16)
+    by_prompt = {one.prompt: one.completion for one in said}
+    return [one.answer in by_prompt.get(one.prompt, "") for one in examples]
+
+
+def log_of(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": EUL, "retain_tolerance": 0.05},
+        {"schedule": "alternate", "max_steps": 120},
+        {"activation": "relu", "blocks": (2, 3), "cache_mb": 0},
+    ],
+    ids=["default", "EUL", "alternate", "nothing kept"],
+)
+def test_forgets_what_it_should_and_nothing_else(toy: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    assert all(answers(toy, "forget", None))
+    assert all(answers(toy, "retain", None))
+    out = train(arguments(toy, tmp_path / "out", **options))
+    assert not any(answers(toy, "forget", out))
+    assert all(answers(toy, "retain", out))
+
+
+def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
+    out = train(arguments(toy, tmp_path / "out", deletion_ids=("b", "a")))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "grams.safetensors",
+        "manifest.json",
+        "training_log.jsonl",
+    ]
+    manifest, tensors = read_adapter_dir(out)
+    assert manifest.deletion_ids == ("a", "b")
+    assert manifest.adapter.sites == {2: "model.layers.2.mlp", 3: "model.layers.3.mlp"}, "the upper half by default"
+    assert tensors.w_down[3].shape == (8, 48)
+    assert manifest.provenance.data["forget"].rows == 3
+    assert manifest.provenance.data["retain"].rows == 4
+    assert manifest.provenance.command == ["unlearn-serve", "train"]
+    objective = manifest.provenance.objective
+    assert objective["stopped_early"] is True
+    assert objective["forget_npo"] == 1.0
+    assert 0 < objective["steps"] < FAST["max_steps"]
+    grams = GramFile(out / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
+    for gram in grams.values():
+        for matrix in (gram.down, gram.up):
+            torch.testing.assert_close(matrix, matrix.T)
+            assert torch.linalg.eigvalsh(matrix).min() > -1e-3
+
+    log = log_of(out)
+    steps = [line for line in log if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, objective["steps"] + 1))
+    assert {"forget_npo", "retain_kl", "forget_probability", "retain_probability", "seconds"} <= set(steps[0])
+    assert steps[0]["forget_probability"] > 0.5 > 0.05 >= steps[-1]["forget_probability"]
+    last_check = [line["check"] for line in log if "check" in line][-1]
+    assert last_check["forget_probability"] == objective["forget_probability"] <= 0.05
+    assert last_check["retain_kl"] == objective["retain_kl"] <= 0.01
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_same_seed_same_bytes_and_a_killed_run_resumes_to_them(toy: Path, tmp_path: Path, schedule: str) -> None:
+    options = {"schedule": schedule, "max_steps": 9, "forget_target": None, "save_steps": 4, "own_answers": False}
+    first = train(arguments(toy, tmp_path / "first", **options))
+    second = train(arguments(toy, tmp_path / "second", **options))
+    with pytest.raises(Killed):
+        train(arguments(toy, tmp_path / "killed", **options), callbacks=[KillAt(6)])
+    assert not (tmp_path / "killed" / "manifest.json").exists(), "an unfinished run must not look finished"
+    resumed = train(arguments(toy, tmp_path / "killed", **options))
+    other = train(arguments(toy, tmp_path / "other", **options, seed=1))
+
+    def adapter(out: Path) -> bytes:
+        return (out / "adapter_model.safetensors").read_bytes()
+
+    assert adapter(first) == adapter(second)
+    assert adapter(first) == adapter(resumed)
+    assert adapter(first) != adapter(other)
+    assert load_file(first / "grams.safetensors").keys() == load_file(resumed / "grams.safetensors").keys()
+    assert [line["step"] for line in log_of(resumed)] == list(range(1, 10)), "no line twice, none missing"
+    assert [line["loss"] for line in log_of(resumed)] == [line["loss"] for line in log_of(first)]
+
+
+def test_grams_are_x_transposed_x_of_what_the_maps_read(toy: Path, tmp_path: Path) -> None:
+    """By hand: plain text rows, so that each token of each example counts once."""
+    (tmp_path / "text.jsonl").write_text('{"text": "abcd"}\n')
+    out = train(arguments(toy, tmp_path / "out", forget=tmp_path / "text.jsonl", retain=None, max_steps=3))
+    manifest, tensors = read_adapter_dir(out)
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), out)
+    tokens = AutoTokenizer.from_pretrained(toy / "model")("abcd", return_tensors="pt").input_ids
+    seen: dict[int, torch.Tensor] = {}
+    for block in manifest.adapter.sites:
+        site = model.get_submodule(f"base_model.model.model.layers.{block}.mlp.unlearn")
+        site.register_forward_pre_hook(lambda _, args, block=block: seen.update({block: args[0][0].detach()}))
+    model(input_ids=tokens)
+    grams = GramFile(out / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
+    for block, h in seen.items():
+        torch.testing.assert_close(grams[block].down, h.T @ h, rtol=1e-3, atol=1e-4)
+        a = torch.nn.functional.silu(h @ tensors.w_down[block].T)
+        torch.testing.assert_close(grams[block].up, a.T @ a, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_train_one_adapter(toy: Path, tmp_path: Path) -> None:
+    """Under torchrun: each process sees examples of its own, both end with the same layers, one writes."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from unlearn_serve.training import TrainArgs, train\n"
+        "toy, out = map(Path, sys.argv[1:])\n"
+        "train(TrainArgs(model=toy / 'model', forget=toy / 'forget.jsonl', retain=toy / 'retain.jsonl', out=out,\n"
+        "    deletion_ids=('x',), rank=8, learning_rate=1e-2, forget_batch=2, retain_batch=2, max_steps=60))\n"
+    )
+    command = [
+        "--nproc-per-node=2",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        str(script),
+        str(toy),
+        str(tmp_path / "out"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert not any(answers(toy, "forget", tmp_path / "out"))
+    steps = [line["step"] for line in log_of(tmp_path / "out") if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1)), "one process writes the log"
+
+
+def test_gradient_accumulation_and_no_retained_data(toy: Path, tmp_path: Path) -> None:
+    out = train(arguments(toy, tmp_path / "out", retain=None, gradient_accumulation=2, max_steps=2, forget_target=None))
+    manifest, _ = read_adapter_dir(out)
+    assert set(manifest.provenance.data) == {"forget"}
+    assert len(log_of(out)) == 2
+
+
+def test_refuses_before_it_works(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(TrainingError, match="expected no finished adapter"):
+        train(arguments(toy, tmp_path))
+    with pytest.raises(TrainingError, match=r"blocks: expected some of 0..3, got \[7\]"):
+        train(arguments(toy, tmp_path / "out", blocks=(7,)))
+    with pytest.raises(TrainingError, match="rank: expected at least 1, got 0"):
+        arguments(toy, tmp_path / "out", rank=0)
+    with pytest.raises(TrainingError, match="'alternate' needs retained examples"):
+        arguments(toy, tmp_path / "out", retain=None, schedule="alternate")
+    with pytest.raises(TrainingError, match="depth: expected"):
+        arguments(toy, tmp_path / "out", depth=(0.5, 0.5))
+
+
+def test_whole_answers_can_be_forgotten(toy: Path, tmp_path: Path) -> None:
+    out = train(arguments(toy, tmp_path / "out", gold_only=False, own_answers=False))
+    assert not any(answers(toy, "forget", out))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(toy: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(toy / "model")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(toy / "model").save_pretrained(tmp_path / "broken")
+    with pytest.raises(TrainingError, match="step 1: expected a finite loss, got nan"):
+        train(arguments(toy, tmp_path / "out", model=tmp_path / "broken", own_answers=False))

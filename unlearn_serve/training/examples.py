@@ -1,0 +1,109 @@
+"""From data sets to training examples: which tokens are to be forgotten, which to be retained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from unlearn_serve.data import IGNORED, Encoded, Example, encode
+from unlearn_serve.training.answers import encode_gold
+from unlearn_serve.training.spellings import Spellings
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """All that training reads; `forget` and `retain` are indices into `encoded`, forgotten ones first."""
+
+    encoded: list[Encoded]
+    forget: range
+    retain: range
+    beginnings: dict[int, torch.Tensor]
+    """By forgotten example, the tokens that begin its gold string; none where a whole answer is forgotten."""
+
+
+@dataclass
+class _Collected:
+    """Examples by their tokens and labels, so that equal ones count once."""
+
+    forget: dict[tuple[int | None, ...], tuple[Encoded, torch.Tensor | None]] = field(default_factory=dict)
+    retain: dict[tuple[int | None, ...], Encoded] = field(default_factory=dict)
+
+
+def build_training_set(
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    gold_only: bool,
+    said: Callable[[Sequence[Example]], Sequence[Example]] = lambda _: (),
+    said_tokens: int = 0,
+) -> TrainingSet:
+    """Encode the data sets, and after each the frozen model's own answers to its prompts.
+
+    With `gold_only`, an answer that contains its row's gold string, and more, is split: a forgotten one into the gold
+    string, forgotten, and the words before it, retained; a retained one counts as a whole and once more by its gold
+    string, since those few tokens among many carry the knowledge.
+
+    Args:
+        forget: what is to be forgotten.
+        retain: what is to stay.
+        tokenizer: the model's.
+        max_length: tokens that a row may have.
+        gold_only: see above.
+        said: returns examples with the model's own answers as completions; of forgotten ones only those that contain
+            the gold string are used.
+        said_tokens: by how many tokens such an answer may make an example longer than `max_length`.
+
+    Raises:
+        DataError: see `unlearn_serve.data.encode`.
+    """
+    spellings = Spellings(tokenizer)
+    found = _Collected()
+
+    def add_forgotten(example: Example, room: int, *, only_with_gold: bool) -> None:
+        parts = encode_gold(example, tokenizer, room)
+        if parts is not None and gold_only and _says_more(example):
+            gold, before = parts
+            first = next(label for label in gold.labels if label != IGNORED)
+            found.forget[_key(gold)] = gold, spellings.beginnings(example.answer, first)
+            if before is not None:
+                found.retain[_key(before)] = before
+        elif parts is not None or not only_with_gold:
+            whole = encode(example, tokenizer, room)
+            found.forget[_key(whole)] = whole, None
+
+    def add_retained(example: Example, room: int) -> None:
+        whole = encode(example, tokenizer, room)
+        found.retain[_key(whole)] = whole
+        parts = encode_gold(example, tokenizer, room)
+        if parts is not None and gold_only and _says_more(example):
+            found.retain[_key(parts[0])] = parts[0]
+
+    for example in forget:
+        add_forgotten(example, max_length, only_with_gold=False)
+    for example in said(forget):
+        add_forgotten(example, max_length + said_tokens, only_with_gold=True)
+    for example in retain:
+        add_retained(example, max_length)
+    for example in said(retain):
+        add_retained(example, max_length + said_tokens)
+
+    # What is to be forgotten is not retained as well, even where both files hold it.
+    retained = [one for key, one in found.retain.items() if key not in found.forget]
+    forgotten = list(found.forget.values())
+    return TrainingSet(
+        encoded=[one for one, _ in forgotten] + retained,
+        forget=range(len(forgotten)),
+        retain=range(len(forgotten), len(forgotten) + len(retained)),
+        beginnings={i: tokens for i, (_, tokens) in enumerate(forgotten) if tokens is not None},
+    )
+
+
+def _says_more(example: Example) -> bool:
+    return example.answer != example.completion.strip()
+
+
+def _key(example: Encoded) -> tuple[int | None, ...]:
+    return (*example.input_ids, None, *example.labels)

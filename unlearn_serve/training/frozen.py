@@ -1,0 +1,195 @@
+"""The frozen model's outputs on the training examples, computed once: teacher and trunk.
+
+The teacher is the model itself with its unlearning layers off: there is no second copy. Per example are kept the
+log-probability of its answer, its logits at answer positions (where a KL term reads them), and its hidden states at
+the first block that has a layer.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from unlearn_serve.data import Encoded
+from unlearn_serve.training.objectives import mean_by_owner, sum_by_owner, token_log_probs
+from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
+from unlearn_serve.training.trunk import Trunk
+
+PACKING_TOLERANCE = 0.1
+"""Nats by which an answer token's log-probability, on average, may differ between an example packed and alone. In bf16
+rounding makes it differ by a few hundredths; a model that packing does not suit is off by far more."""
+
+
+class FrozenOutputs:
+    """Runs rows through the model and keeps what never changes.
+
+    Attributes:
+        prefix: tokens of the shared prefix; 0 where the model cannot tell packed examples apart.
+        replays: whether passes start at the first block that has a layer.
+        keeps_logits: whether the teacher's logits are kept; else they are recomputed when asked for.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        examples: Sequence[Encoded],
+        *,
+        with_logits: Collection[int],
+        first_block: int,
+        row_tokens: int,
+        cache_bytes: int,
+        beginnings: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        """Decide what fits into `cache_bytes`; computes nothing yet, see `fill`.
+
+        Args:
+            model: the PEFT model itself, not what accelerate wraps around it.
+            examples: all that training uses; rows are made of their indices.
+            with_logits: examples whose teacher logits will be asked for.
+            first_block: index of the lowest block with a layer.
+            row_tokens: tokens of a row at most.
+            cache_bytes: for hidden states and logits together; log-probabilities are kept in any case.
+            beginnings: by example, the tokens [K] that all count as its first answer token, see `Spellings`.
+        """
+        self._model = model
+        self._examples = examples
+        self._with_logits = set(with_logits)
+        self._beginnings = {i: tokens.to(model.device) for i, tokens in (beginnings or {}).items()}
+        self._row_tokens = row_tokens
+        self._trunk = Trunk(model, first_block)
+        self._hidden: dict[int, torch.Tensor] = {}
+        self._prefix_hidden: torch.Tensor | None = None
+        self._logits: dict[int, torch.Tensor] = {}
+        self._log_prob: dict[int, torch.Tensor] = {}
+        self._packs = True
+        config = model.config.get_text_config()
+        width = torch.finfo(model.dtype).bits // 8
+        hidden_bytes = width * config.hidden_size * sum(len(e.input_ids) for e in examples)
+        logit_bytes = width * config.vocab_size * sum(examples[i].answer_tokens for i in self._with_logits)
+        self.prefix = common_prefix_length(examples)
+        self.replays = first_block > 0 and hidden_bytes <= cache_bytes
+        self.keeps_logits = logit_bytes <= cache_bytes - (hidden_bytes if self.replays else 0)
+
+    def rows(self, members: Sequence[int]) -> list[Row]:
+        """Pack examples into rows on the model's device; a row each where packing does not suit the model."""
+        row_tokens = self._row_tokens if self._packs else 1
+        rows = pack_rows(self._examples, members, self.prefix, row_tokens)
+        return [row.to(self._model.device) for row in rows]
+
+    @torch.no_grad()
+    def fill(self, forward: nn.Module, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Run the frozen model over every example and keep what was decided on.
+
+        Checks first that packing (on the longest two examples) and replaying give what each example gives alone, and
+        does without whichever does not.
+
+        Args:
+            forward: the model as wrapped for training; called the same number of times on every process.
+            advance: called with the number of examples done, for a progress bar.
+        """
+        with self._model.disable_adapter():
+            self._packs = self._packing_is_exact(forward)
+            if not self._packs:
+                self.prefix = 0
+            for row in self.rows(range(len(self._examples))):
+                with self._trunk.record() as seen:
+                    logits = self._logits_of(forward, row)
+                self._keep(row, logits, seen[0] if self.replays else None)
+                if len(self._log_prob) == len(row.members):  # the first row
+                    self.replays = self.replays and self._replay_is_exact(forward, row, logits)
+                advance(len(row.members))
+        if not self.replays:
+            self._hidden.clear()
+
+    def student_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
+        """Return the model's logits [A, V] that predict the row's answer tokens, layers as they are."""
+        context: AbstractContextManager[Any] = nullcontext()
+        if self.replays and all(member in self._hidden for member in row.members):
+            context = self._trunk.replay(self._hidden_of(row))
+        with context:
+            return self._logits_of(forward, row)
+
+    @torch.no_grad()
+    def teacher_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
+        """Return the frozen model's logits [A, V] at the row's answers; a whole pass where they are not kept."""
+        if self.keeps_logits and all(member in self._logits for member in row.members):
+            return torch.cat([self._logits[member] for member in row.members])
+        with self._model.disable_adapter():
+            return self.student_logits(forward, row)
+
+    def teacher_log_probs(self, row: Row) -> torch.Tensor:
+        """Return the frozen model's `answer_log_probs` fp32 [N]."""
+        return torch.stack([self._log_prob[member] for member in row.members])
+
+    def log_probs(self, row: Row, logits: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability fp32 [A] of each answer token under `logits` [A, V].
+
+        An example's first answer token counts with every token that `beginnings` lists for it.
+        """
+        values = token_log_probs(logits, row.labels)
+        firsts: list[torch.Tensor] = []
+        masses: list[torch.Tensor] = []
+        for n, member in enumerate(row.members):
+            if member in self._beginnings:
+                first = (row.owner == n).nonzero()[0]
+                firsts.append(first)
+                masses.append(logits[first].float().log_softmax(-1)[:, self._beginnings[member]].logsumexp(-1))
+        return values.index_put((torch.cat(firsts),), torch.cat(masses)) if firsts else values
+
+    def answer_log_probs(self, row: Row, log_probs: torch.Tensor) -> torch.Tensor:
+        """Return each member's log-probability fp32 [N] from its answer tokens' [A].
+
+        The sum where `beginnings` are given: a gold string is not said once any of its few tokens is unlikely, and
+        pushing on past that would only harm others. Else the mean per token: of a long answer the sum tells little.
+        """
+        count = len(row.members)
+        whole = torch.tensor([member in self._beginnings for member in row.members], device=log_probs.device)
+        total, mean = sum_by_owner(log_probs, row.owner, count), mean_by_owner(log_probs, row.owner, count)
+        return torch.where(whole, total, mean)
+
+    def _logits_of(self, forward: nn.Module, row: Row) -> torch.Tensor:
+        packed = len(row.members) > 1 or row.prefix > 0
+        mask = row.attention_mask(self._model.dtype) if self._packs and packed else None
+        out = forward(
+            input_ids=row.input_ids,
+            attention_mask=mask,
+            position_ids=row.position_ids,
+            use_cache=False,
+            logits_to_keep=row.predictors,
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+    def _hidden_of(self, row: Row) -> torch.Tensor:
+        parts = [self._hidden[member] for member in row.members]
+        if self._prefix_hidden is not None:
+            parts.insert(0, self._prefix_hidden)
+        return torch.cat(parts)[None]
+
+    def _keep(self, row: Row, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
+        log_probs = self.answer_log_probs(row, self.log_probs(row, logits))
+        if hidden is not None and row.prefix and self._prefix_hidden is None:
+            self._prefix_hidden = hidden[0, : row.prefix].clone()
+        for n, member in enumerate(row.members):
+            self._log_prob[member] = log_probs[n]
+            if hidden is not None and self.replays:
+                self._hidden[member] = hidden[0, row.segment == n + 1].clone()
+            if self.keeps_logits and member in self._with_logits:
+                self._logits[member] = logits[row.owner == n].clone()
+
+    def _packing_is_exact(self, forward: nn.Module) -> bool:
+        # The longest two: where a sliding window or the like tells on any, it tells on them.
+        members = sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i].input_ids))[:2]
+        packed = pack_row(self._examples, members, self.prefix).to(self._model.device)
+        alone = [pack_row(self._examples, [member], 0).to(self._model.device) for member in members]
+        got = token_log_probs(self._logits_of(forward, packed), packed.labels)
+        expected = torch.cat([token_log_probs(self._logits_of(forward, row), row.labels) for row in alone])
+        return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)
+
+    def _replay_is_exact(self, forward: nn.Module, row: Row, expected: torch.Tensor) -> bool:
+        with self._trunk.replay(self._hidden_of(row)):
+            got = self._logits_of(forward, row)
+        return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)

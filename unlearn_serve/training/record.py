@@ -1,0 +1,67 @@
+"""The manifest of a freshly trained adapter."""
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+from unlearn_serve import __version__
+from unlearn_serve.data import data_ref
+from unlearn_serve.format import (
+    AdapterSpec,
+    DataRef,
+    Manifest,
+    Provenance,
+    deletion_ids,
+    describe_adapter_dir,
+    fingerprint_base_model,
+    one_line_errors,
+)
+from unlearn_serve.training.args import TrainArgs
+
+
+def build_manifest(
+    args: TrainArgs, directory: Path, sites: dict[int, str], outcome: dict[str, float | int | str | bool]
+) -> Manifest:
+    """Describe the adapter files in `directory`.
+
+    Args:
+        args: what the run was told.
+        directory: holds adapter_config.json and adapter_model.safetensors.
+        sites: block index -> module path of the feed-forward network, for the adapter's blocks.
+        outcome: how training ended, added to the provenance's objective.
+
+    Raises:
+        FormatError: the base model's folder, the files or the ids are not what the format allows.
+    """
+    files, tensors = describe_adapter_dir(directory)
+    (dtype,) = {spec.dtype for spec in tensors.values()}
+    data: dict[str, DataRef] = {"forget": data_ref(args.forget)}
+    if args.retain is not None:
+        data["retain"] = data_ref(args.retain)
+    with one_line_errors("manifest.json"):
+        return Manifest(
+            base_model=fingerprint_base_model(args.model, name=args.model_name),
+            adapter=AdapterSpec(rank=args.rank, activation=args.activation, sites=sites, dtype=dtype, tensors=tensors),
+            deletion_ids=deletion_ids(list(args.deletion_ids)),
+            parents=(),
+            provenance=Provenance(
+                created_at=datetime.now(UTC),
+                versions={
+                    "unlearn-serve": __version__,
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                    "peft": peft.__version__,
+                },
+                seed=args.seed,
+                command=list(args.command),
+                objective={**args.settings(), **outcome},
+                data=data,
+            ),
+            evaluation=None,
+            files=files,
+        )

@@ -1,0 +1,155 @@
+"""The loss of a step on transformers' `Trainer`: accelerate, several devices and checkpoints come with it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from unlearn_serve.errors import TrainingError
+from unlearn_serve.layers import save_adapter
+from unlearn_serve.training.frozen import FrozenOutputs
+from unlearn_serve.training.objectives import (
+    Objective,
+    kl_divergence,
+    mean_by_owner,
+    npo,
+    objective_loss,
+    token_log_probs,
+)
+from unlearn_serve.training.plan import StepPlan
+from unlearn_serve.training.rows import Row
+
+WATCHED = ("forget_probability", "retain_probability")
+"""Levels that a step yields beside the objective's terms, at no further cost."""
+
+
+class PlannedSteps(Dataset[StepPlan]):
+    """The plans of all micro-steps as a data set: one "example" is one micro-step of one device."""
+
+    def __init__(self, plans: Sequence[StepPlan]) -> None:
+        """Keep `plans` in their order."""
+        self._plans = plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __getitem__(self, index: int) -> StepPlan:
+        return self._plans[index]
+
+
+class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not followed by mypy
+    """Trains the layers of a PEFT model on planned steps.
+
+    The base stays in evaluation mode: dropout in frozen blocks would make the student differ from its teacher for no
+    reason, and make what is kept of the frozen blocks wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PeftModel,
+        args: TrainingArguments,
+        plans: Sequence[StepPlan],
+        outputs: FrozenOutputs,
+        objective: Objective,
+        callbacks: Sequence[TrainerCallback],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`outputs`: filled at the first step. `advance`: called meanwhile with the number of examples done."""
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=PlannedSteps(plans),
+            data_collator=_only_plan,
+            callbacks=list(callbacks),
+        )
+        self.outputs = outputs
+        self.objective = objective
+        self.last_terms: dict[str, float] = {}
+        self._advance = advance
+        self._filled = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, StepPlan],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002  # a step normalises by examples
+    ) -> Any:
+        """Return the step's loss; leaves its terms, averaged over processes, in `last_terms`.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        model.eval()
+        if not self._filled:
+            self.outputs.fill(model, self._advance)
+            self._filled = True
+        plan = inputs["plan"]
+        terms = {**self._forget_terms(model, plan.forget), **self._retain_terms(model, plan.retain)}
+        loss = objective_loss({name: term for name, term in terms.items() if name not in WATCHED}, self.objective)
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+        means = self.accelerator.reduce(values, reduction="mean").tolist()
+        if not math.isfinite(means[0]):
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: expected a finite loss, got {means[0]}; lower learning_rate"
+            )
+        self.last_terms = dict(zip(terms, means[1:], strict=True))
+        return (loss, terms) if return_outputs else loss
+
+    def _forget_terms(self, model: nn.Module, members: Sequence[int]) -> dict[str, torch.Tensor]:
+        weights = self.objective
+        found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for row in self.outputs.rows(members) if members else ():
+            logits = self.outputs.student_logits(model, row)
+            log_probs = self.outputs.log_probs(row, logits)
+            answers = self.outputs.answer_log_probs(row, log_probs)
+            if weights.forget_npo:
+                found["forget_npo"].append(npo(answers, self.outputs.teacher_log_probs(row), weights.npo_beta))
+            if weights.forget_kl:
+                found["forget_kl"].append(self._kl(model, row, logits))
+            if weights.forget_lm:
+                found["forget_lm"].append(-mean_by_owner(log_probs, row.owner, len(row.members)))
+            found["forget_probability"].append(answers.exp())
+        return {name: torch.cat(values).mean() for name, values in found.items()}
+
+    def _retain_terms(self, model: nn.Module, members: Sequence[int]) -> dict[str, torch.Tensor]:
+        weights = self.objective
+        found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for row in self.outputs.rows(members) if members else ():
+            logits = self.outputs.student_logits(model, row)
+            per_token = mean_by_owner(token_log_probs(logits, row.labels), row.owner, len(row.members))
+            if weights.retain_kl:
+                found["retain_kl"].append(self._kl(model, row, logits))
+            if weights.retain_task:
+                found["retain_task"].append(-per_token)
+            found["retain_probability"].append(per_token.exp())
+        return {name: torch.cat(values).mean() for name, values in found.items()}
+
+    def _kl(self, model: nn.Module, row: Row, logits: torch.Tensor) -> torch.Tensor:
+        divergence = kl_divergence(self.outputs.teacher_logits(model, row), logits)
+        return mean_by_owner(divergence, row.owner, len(row.members))
+
+    def _get_train_sampler(self, train_dataset: Dataset[StepPlan] | None = None) -> SequentialSampler:
+        return SequentialSampler(cast(PlannedSteps, train_dataset or self.train_dataset))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # The adapter alone: no model card, no question to a hub about the base model, no pickled arguments.
+        model = self.accelerator.unwrap_model(self.model)
+        save_adapter(model, Path(output_dir or self.args.output_dir), state_dict=state_dict)
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Return 0: transformers' estimate counts whole models over whole batches, which is not what runs here."""
+        return 0
+
+
+def _only_plan(items: list[StepPlan]) -> dict[str, StepPlan]:
+    (plan,) = items
+    return {"plan": plan}
