@@ -41,12 +41,21 @@ def train(
     forget_target: Annotated[
         float | None, typer.Option(help="Stop once forgotten answers are at most this probable.")
     ] = None,
+    retain_tolerance: Annotated[
+        float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
+    ] = None,
+    gold_only: Annotated[
+        bool, typer.Option(help="Forget an answer's gold string alone, or with --no-gold-only whole answers.")
+    ] = True,
     npo_beta: Annotated[float | None, typer.Option(help="beta of NPO, per nat.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of KL on retained answers; 0 switches it off.")] = None,
     task_weight: Annotated[
         float | None, typer.Option("--lambda", help="Weight of the task loss on retained answers.")
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of the negated LM loss on forgotten answers.")] = None,
+    own_answers: Annotated[
+        bool, typer.Option(help="Also train on what the model itself answers; needless where the data are its words.")
+    ] = True,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: none.")] = None,
     seed: Annotated[int, typer.Option(help="Adapters to be fused had best share it.")] = 0,
 ) -> None:
@@ -55,7 +64,12 @@ def train(
     from unlearn_serve.training import train as run
 
     weights = {"npo_beta": npo_beta, "retain_kl": alpha, "retain_task": task_weight, "forget_lm": gamma}
-    limits = {"learning_rate": learning_rate, "max_steps": max_steps, "forget_target": forget_target}
+    limits = {
+        "learning_rate": learning_rate,
+        "max_steps": max_steps,
+        "forget_target": forget_target,
+        "retain_tolerance": retain_tolerance,
+    }
     arguments = TrainArgs(
         model=model,
         forget=forget,
@@ -69,6 +83,8 @@ def train(
             NPO if objective == "npo" else EUL, **{name: value for name, value in weights.items() if value is not None}
         ),
         schedule=schedule,
+        gold_only=gold_only,
+        own_answers=own_answers,
         save_steps=save_steps,
         seed=seed,
         **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
