@@ -32,8 +32,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    # Waiting threads sleep rather than spin: trainer and server share the machine's cores.
+    # Trainer and server share the machine's cores: one thread each, bound to none, and waiting threads sleep. A worker
+    # bound to a core, as vLLM has it, was seen to keep other processes off that core for minutes.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
