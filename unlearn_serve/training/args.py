@@ -52,7 +52,7 @@ class TrainArgs:
     """joint: forgotten and retained examples in each step. alternate: an epoch of retained, then one of forgotten
     examples, and so on (the paper's)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Peak learning rate of AdamW."""
 
     max_steps: int = 60
