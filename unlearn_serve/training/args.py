@@ -95,7 +95,7 @@ class TrainArgs:
     own_answer_tokens: int = 24
     """Tokens of such an answer at most."""
 
-    forget_target: float | None = 0.05
+    forget_target: float | None = 0.005
     """Stop once forgotten answers have at most this probability and `retain_tolerance` holds; None: never stop early.
     Mean over answers: of the gold string as a whole where that alone is forgotten, else exp(mean log p per token)."""
 
