@@ -11,8 +11,7 @@ from rich.table import Table
 from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.store import ChannelOption, StoreOption
 from unlearn_serve.errors import ServingError
-
-ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
+from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -76,7 +75,7 @@ def status(
 
 
 def _get(url: str) -> dict[str, Any]:
-    headers = {"X-Unlearn-Admin-Key": os.environ.get(ADMIN_KEY_VARIABLE, "")}
+    headers = {ADMIN_HEADER: os.environ.get(ADMIN_KEY_VARIABLE, "")}
     if api_key := os.environ.get("VLLM_API_KEY"):
         headers["Authorization"] = f"Bearer {api_key}"
     try:

@@ -1,8 +1,6 @@
 """evaluation.json: every question with its answers before and after. It quotes the data, so it stays local."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from unlearn_serve.data import Example
 from unlearn_serve.evaluation.scoring import Answer
 from unlearn_serve.format import DataRef, Evaluation
+from unlearn_serve.format.atomic import write_atomically
 
 RECORD_NAME = "evaluation.json"
 SCHEMA = "unlearn-serve/evaluation/1"
@@ -37,16 +36,7 @@ def write_record(
         "sets": {name: _as_json(record) for name, record in records.items()},
     }
     path = directory / RECORD_NAME
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".evaluation-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=2).encode(), mode=0o600)
     return path
 
 

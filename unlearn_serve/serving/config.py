@@ -11,6 +11,7 @@ from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving.plugin import NAME
 
 CONFIG_KEY = "unlearn"
+ADMIN_HEADER = "X-Unlearn-Admin-Key"
 ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
 """Environment variable with the admin key. Without it the admin endpoints answer 403: a key is never optional."""
 

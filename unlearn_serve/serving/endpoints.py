@@ -10,13 +10,11 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
-from unlearn_serve.serving.config import ADMIN_KEY_VARIABLE
+from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.middleware import NameRelease
 from unlearn_serve.serving.startup import STATE
 from unlearn_serve.store import Store
-
-ADMIN_HEADER = "X-Unlearn-Admin-Key"
 
 
 def attach(app: FastAPI) -> None:
