@@ -52,10 +52,8 @@ class World:
         route = self.routes.pop(name)
         assert self.llm.collective_rpc("unlearn_drop_route", args=(self.digests[name], route.lora_int_id)) == [True]
 
-    def batch(self, *adapters: Any, fresh: bool = True) -> list[torch.Tensor]:
-        """One prompt under each adapter, all in one batch."""
-        if fresh:
-            self.llm.reset_prefix_cache()
+    def batch(self, *adapters: Any) -> list[torch.Tensor]:
+        """One prompt under each adapter, all in one batch; log-probabilities of a prompt never come from a cache."""
         return batch_log_probabilities(self.llm, self.prompts[: len(adapters)], list(adapters))
 
     def expected(self, *releases: str | None) -> list[torch.Tensor]:
@@ -108,7 +106,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
 
         arguments = engine_arguments(base, folder / "store", folder / "state", routes=SLOTS, max_rank=32)
         lora = {"enable_lora": True, "max_loras": SLOTS, "max_cpu_loras": 5, "max_lora_rank": 8}
-        llm = LLM(**arguments, **lora, dtype="float32")
+        llm = LLM(**arguments, **lora, dtype="float32", max_logprobs=-1)
         yield World(llm, folder, digests, [tokenizer(text)["input_ids"] for text in TEXTS], {})
         del llm
 
@@ -152,10 +150,10 @@ def test_a_new_default_takes_over_the_routes_that_do_not_cover_it(world: World) 
     routes = [world.hold("ab"), world.hold("abc")]
     world.batch(*routes)
     world.default("ac")
-    after = world.batch(*routes, fresh=False)
+    after = world.batch(*routes)
     covered = {route["release"]: route["covered"] for route in world.llm.collective_rpc("unlearn_status")[0]["routes"]}
     world.default("default")
-    back = world.batch(*routes, fresh=False)
+    back = world.batch(*routes)
 
     close(after, world.expected("ac", "abc"))
     close(back, world.expected("ab", "abc"))
@@ -164,12 +162,29 @@ def test_a_new_default_takes_over_the_routes_that_do_not_cover_it(world: World) 
 
 def test_a_dropped_route_comes_back_with_its_own_weights_and_cache(world: World) -> None:
     """vLLM's reload under a known name goes on with the KV of the weights that were there before."""
-    first = world.batch(world.hold("ab"))
-    world.drop("ab")
-    world.hold("ac")
-    again = world.batch(world.hold("ab"), fresh=False)
+    prompt = world.prompts[0] * 20  # longer than a block of the cache
 
-    close(again, first)
+    def answer(adapter: Any) -> tuple[tuple[int, ...], int]:
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+        (output,) = world.llm.generate(
+            [{"prompt_token_ids": prompt}], sampling, use_tqdm=False, lora_request=[adapter] if adapter else None
+        )
+        return tuple(output.outputs[0].token_ids), output.num_cached_tokens
+
+    under_ab, cold = answer(world.hold("ab"))
+    assert (cold, answer(world.hold("ab"))[1] > 0) == (0, True), "the prefix cache works for routes"
+    under_ac, cold_beside = answer(world.hold("ac"))
+    under_default, cold_default = answer(None)
+    world.drop("ab")
+    again, cold_again = answer(world.hold("ab"))
+
+    assert (cold_beside, cold_default, cold_again) == (0, 0, 0), (
+        "no KV is shared between releases, or with an earlier hold"
+    )
+    assert again == under_ab
+    assert len({under_ab, under_ac, under_default}) == 3, "the test can tell releases apart"
 
 
 def test_dropping_reaches_the_engine_and_a_request_that_still_names_it_falls_back(world: World) -> None:
