@@ -27,10 +27,14 @@ class SwapRecord(BaseModel):
     """promote or rollback, as the channel says."""
     deletion_ids: tuple[str, ...] = ()
     previous_release: str | None = None
+    mode: str | None = None
+    """recompute, drain or abort."""
     stage_ms: float | None = None
     """Reading, verifying and copying the release, while serving went on."""
+    drain_ms: float | None = None
+    """How long running requests were waited for, while new ones queued."""
     stall_ms: float | None = None
-    """From the call that pauses generation to the return of the one that resumes it."""
+    """From the call that pauses generation (or the end of the drain) to the return of the one that resumes it."""
     publish_to_live_ms: float | None = None
     """From the channel's move (its `at`) until every worker had flipped."""
     actor: str | None = None
