@@ -103,6 +103,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
     with pytest.MonkeyPatch.context() as environment:
         set_environment(environment, VLLM_ENABLE_V1_MULTIPROCESSING="0")
         from vllm import LLM
+        from vllm.distributed import cleanup_dist_env_and_memory
 
         arguments = engine_arguments(base, folder / "store", folder / "state", routes=SLOTS, max_rank=32)
         # Not lm_head: with LoRA on it, vLLM 0.32 on CPU cannot give log-probabilities of prompts.
@@ -111,6 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
         llm = LLM(**arguments, **lora, dtype="float32", max_logprobs=-1)
         yield World(llm, folder, digests, [tokenizer(text)["input_ids"] for text in TEXTS], {})
         del llm
+        cleanup_dist_env_and_memory()
 
 
 def close(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:

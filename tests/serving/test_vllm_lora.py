@@ -49,7 +49,7 @@ class TestConfig:
     def test_sizes(self, config: Any, tiny: Path) -> None:
         require(vllm_lora.lora_slots(config) == SLOTS, "LoRAConfig.max_loras")
         require(vllm_lora.cached_loras(config) == 3, "LoRAConfig.max_cpu_loras")
-        require(config.lora_config.target_modules == ["unlearn"], "LoRAConfig.target_modules, --lora-target-modules")
+        require(vllm_lora.lora_targets(config) == ["unlearn"], "LoRAConfig.target_modules, --lora-target-modules")
         plain = create_config(tiny)
         assert (vllm_lora.lora_slots(plain), vllm_lora.cached_loras(plain)) == (0, 0)
 
