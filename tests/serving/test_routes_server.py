@@ -99,6 +99,8 @@ def test_each_request_of_a_batch_is_answered_under_its_own_release(
     assert _first_difference(alone["ab"], alone["default"]) >= TIE, "the test can tell releases apart"
     assert "x-unlearn-generation" not in mixed[ALIAS].headers, "a route is no generation of the channel"
     assert mixed[ALIAS].json()["model"] == f"base@{digests['ab']}"
+    assert mixed[ALIAS].json()["system_fingerprint"] == f"unlearn-{digests['ab'][:16]}-route"
+    assert mixed["base"].json()["system_fingerprint"].startswith(f"unlearn-{digests['default'][:16]}-g")
 
 
 def test_more_routes_at_once_than_slots_and_memory_hold_take_turns(server: Server, digests: dict[str, str]) -> None:
@@ -167,7 +169,10 @@ def test_a_swap_refuses_the_routes_that_do_not_cover_it_and_finishes_their_reque
     assert "got one without c;" in refused.text
     assert covering.headers["x-unlearn-release"] == digests["abc"]
     assert (stream.release, stream.finish_reason, stream.completion_tokens) == (digests["ab"], "length", 200)
+    assert stream.fingerprint.startswith(f"unlearn-{digests['ac'][:16]}-g"), "it ended under the new default"
     default("default")
+    streamed = stream_chat(server, "Tell me about ships.", tokens=5, model=ALIAS)
+    assert streamed.fingerprint == f"unlearn-{digests['ab'][:16]}-route"
     assert _complete(server, ALIAS).headers["x-unlearn-release"] == digests["ab"]
 
 

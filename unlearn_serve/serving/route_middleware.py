@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from unlearn_serve.errors import RouteRefused, UnlearnServeError
 from unlearn_serve.serving import metrics
+from unlearn_serve.serving.route_fingerprint import naming
 from unlearn_serve.serving.routes import Routes, status_of
 from unlearn_serve.serving.startup import ROUTES
 from unlearn_serve.serving.vllm_internals import without_paths
@@ -66,7 +67,8 @@ class ServeRoutes:
             body = json.dumps({**document, "model": route.name}).encode()
             MutableHeaders(scope=scope)["content-length"] = str(len(body))
             scope[SERVED_RELEASE] = route.release
-            await self.app(scope, _replay(body, receive), send)
+            named = naming(send, route.release, lambda: not routes.missing_ids(route.deletion_ids))
+            await self.app(scope, _replay(body, receive), named)
         finally:
             routes.release(route)
 

@@ -1,6 +1,7 @@
 """The routes of one server: releases that requests name, brought to the workers before the engine sees the request."""
 
 import asyncio
+import shutil
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class Routes:
         self.capacity = cached - len(ordinary)
         if self.capacity < 1:
             raise NotEnforced(f"--max-cpu-loras: expected more than the {len(ordinary)} LoRA adapters, got {cached}")
+        self._paths = config.state_path / "routes"
+        shutil.rmtree(self._paths, ignore_errors=True)  # of an earlier run
         self._held: dict[str, HeldRoute] = {}
         self._moving = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -123,12 +126,12 @@ class Routes:
             if not self.config.allow_plain:
                 raise NotCovered("the plain model is not served by this server; it would be with --allow-plain")
             return PLAIN, frozenset()
-        if label in self._held:
-            return label, self._held[label].deletion_ids
+        known = self.names.known(label)
+        if known is not None and (route := self._held.get(known)):
+            return known, route.deletion_ids  # served on while the store is away
         store = Store.open(self.config.store)
         digest = self.names.digest(label, store)
-        route = self._held.get(digest)
-        return digest, route.deletion_ids if route else frozenset(store.load_manifest(digest).deletion_ids)
+        return digest, frozenset(store.load_manifest(digest).deletion_ids)
 
     def _require_covered(self, digest: str, deletion_ids: frozenset[str]) -> None:
         if missing := self.missing_ids(deletion_ids):
@@ -141,7 +144,7 @@ class Routes:
         await self._make_room()
         lora_id = vllm_lora.next_lora_id(self._app_state)
         # A path of its own for each time: should a worker ever lose it, no KV of that time is taken for this one's.
-        path = str(self.config.state_path / "routes" / f"{digest}-{lora_id}")
+        path = str(self._paths / f"{digest}-{lora_id}")
         name = self.names.canonical(digest)
         try:
             await self._engine.collective_rpc("unlearn_stage_route", args=(digest, lora_id, path))

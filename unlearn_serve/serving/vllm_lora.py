@@ -22,6 +22,11 @@ def lora_slots(config: "VllmConfig") -> int:
     return config.lora_config.max_loras if config.lora_config is not None else 0
 
 
+def lora_targets(config: "VllmConfig") -> list[str] | None:
+    """Return the suffixes of modules that adapters may target; None is all of them."""
+    return config.lora_config.target_modules if config.lora_config is not None else None
+
+
 def cached_loras(config: "VllmConfig") -> int:
     """Return how many adapters a worker keeps in memory, those in slots included; 0 where LoRA is off."""
     return int(config.lora_config.max_cpu_loras or 0) if config.lora_config is not None else 0
@@ -39,8 +44,7 @@ def keep_compiled(config: "VllmConfig", only_target: str) -> bool:
 
     compilation = config.compilation_config
     prepared = compilation.inductor_compile_config.get("cpp.dynamic_threads")
-    targets = config.lora_config.target_modules if config.lora_config is not None else None
-    if not (current_platform.is_cpu() and prepared and targets == [only_target]):
+    if not (current_platform.is_cpu() and prepared and lora_targets(config) == [only_target]):
         return False
     if compilation.mode != CompilationMode.NONE or config.model_config.enforce_eager:
         return False

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from unlearn_kernels import activation_code
 from unlearn_serve.errors import SwapError
+from unlearn_serve.format.atomic import write_atomically
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_lora
 from unlearn_serve.serving.config import ServingConfig
@@ -147,6 +148,7 @@ def _write_withdrawn(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"base_model.model.{SITE_NAME}.lora_{letter}.weight" for letter in "AB"]
-    save_file({names[0]: torch.zeros(1, 8), names[1]: torch.zeros(8, 1)}, folder / "adapter_model.safetensors")
+    weights = save({names[0]: torch.zeros(1, 8), names[1]: torch.zeros(8, 1)})
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [SITE_NAME], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_atomically(folder / "adapter_model.safetensors", weights)
+    write_atomically(folder / "adapter_config.json", json.dumps(config).encode())
