@@ -68,15 +68,50 @@ def test_publish_promote_rollback_list_show_verify(adapters: list[Path], tmp_pat
     assert said(run, "promote", first[:10], "--channel", "production", "--store", store).endswith(
         f"generation 1 -> {first}"
     )
-    said(run, "promote", second, "--channel", "production", "--store", store, "--reason", "case-1 asks")
-    assert said(run, "rollback", "--channel", "production", "--store", store).endswith(f"generation 3 -> {first}")
+    to_second = ("promote", second, "--channel", "production", "--store", store, "--reason", "case-1 asks")
+    assert "generation 1 covers case-0" in run(*to_second).stderr
+    said(run, *to_second, "--allow-uncover")
+    back = ("rollback", "--channel", "production", "--store", store)
+    assert "DropsDeletions" in run(*back).stderr
+    assert said(run, *back, "--allow-uncover", "--reason", "worse").endswith(f"generation 3 -> {first}")
 
     listed = said(run, "list", "--store", store)
     assert "case-0" in listed
     assert "rollback" in listed
+    assert "(uncovers case-1)" in " ".join(listed.split())
     assert json.loads(said(run, "show", second, "--store", store))["deletion_ids"] == ["case-1"]
     assert said(run, "verify", "--store", store) == "ok"
-    assert [entry.reason for entry in Store.open(str(store)).history("production")] == ["", "case-1 asks", ""]
+    assert [entry.reason for entry in Store.open(str(store)).history("production")] == ["", "case-1 asks", "worse"]
+
+
+def test_keygen_sign_publish_promote_rollback_verify_with_keys(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    store, old, new, other = (tmp_path / name for name in ("store", "old", "new", "other"))
+    public = {key: said(run, "keygen", key) for key in (old, new, other)}
+    assert len(set(public.values())) == 3
+    assert "KeyFileError" in run("keygen", old).stderr
+    at = ("--store", store)
+
+    first = said(run, "publish", adapters[0], *at)
+    assert "Unsigned" in run("promote", first, *at, "--sign", old).stderr
+    assert said(run, "sign", first, *at, "--key", old) == f"{first} signed by {public[old]}"
+    said(run, "promote", first, *at, "--sign", old)
+    second = said(run, "publish", adapters[1], *at, "--sign", old)
+    change = ("--allow-uncover", "--reason", "test")
+    said(run, "promote", second, *at, "--sign", old, *change)
+    assert "Unsigned" in run("promote", first, *at, "--trusted-key", f"{old}.pub").stderr
+    assert "Unsigned" in run("rollback", *at, "--sign", new, *change).stderr
+    assert said(run, "rollback", *at, "--sign", new, "--trusted-key", f"{old}.pub", *change).endswith(first)
+
+    assert said(run, "verify", *at, "--trusted-key", f"{old}.pub", "--trusted-key", f"{new}.pub") == "ok"
+    assert "3 problems found" in run("verify", *at, "--trusted-key", f"{other}.pub").stderr
+    assert (
+        "Unsigned" in run("sign", "--channel", "production", *at, "--key", other, "--trusted-key", f"{old}.pub").stderr
+    )
+    rotate = ("sign", "--channel", "production", *at, "--key", other, "--trusted-key", f"{new}.pub")
+    assert "Unsigned" in run(*rotate).stderr, "the release behind the entry is signed by the old key only"
+    assert "generation 3" in said(run, *rotate, "--trusted-key", f"{old}.pub")
+    assert "KeyFileError" in run("verify", *at, "--trusted-key", old).stderr
+    assert "one of the two" in run("sign", *at, "--key", old).stderr
 
 
 def test_errors_are_one_line_on_stderr_and_exit_1(adapters: list[Path], tmp_path: Path, run: Run) -> None:

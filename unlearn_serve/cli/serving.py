@@ -10,7 +10,9 @@ from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.store import ChannelOption, StoreOption
+from unlearn_serve.cli.trust import TrustedOption
 from unlearn_serve.errors import ServingError
+from unlearn_serve.format.keys import read_public_key
 from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
 
 
@@ -31,13 +33,19 @@ def serve(
     ] = False,
     max_rank: Annotated[int, typer.Option(help="Largest rank of a release; sizes the buffers.")] = 128,
     state_dir: Annotated[str | None, typer.Option(help="Folder for the last applied release and audit log.")] = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
     """Serve a model under a channel's release; all other flags go to `vllm serve`."""
     from unlearn_serve.serving.config import ServingConfig
     from unlearn_serve.serving.launch import serve as exec_vllm
 
     config = ServingConfig(
-        store=_absolute(store), channel=channel, allow_plain=allow_plain, max_rank=max_rank, state_dir=state_dir
+        store=_absolute(store),
+        channel=channel,
+        allow_plain=allow_plain,
+        max_rank=max_rank,
+        state_dir=state_dir,
+        trusted_keys=tuple(read_public_key(path) for path in trusted_key or []),
     )
     exec_vllm(model, config, context.args)
 

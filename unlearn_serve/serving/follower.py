@@ -13,7 +13,7 @@ from unlearn_serve.serving.live import Live
 from unlearn_serve.serving.records import AuditLog, Event, SwapRecord, now
 from unlearn_serve.serving.swap import SwapBroken, Swapper, SwapTimes
 from unlearn_serve.serving.vllm_internals import set_system_fingerprint
-from unlearn_serve.store import ChannelEntry, Store
+from unlearn_serve.store import ChannelEntry
 
 logger = logging.getLogger("vllm.unlearn_serve")
 
@@ -77,7 +77,7 @@ class Follower:
 
     async def _read_newest(self, after: int) -> ChannelEntry | None:
         try:
-            store = await asyncio.to_thread(Store.open, self.config.store)
+            store = await asyncio.to_thread(self.config.open_store)
             entry = await asyncio.to_thread(store.channel_after, self.config.channel, after)
         except UnlearnServeError as error:
             if self.live.store_error is None:
@@ -92,7 +92,9 @@ class Follower:
     async def _apply(self, entry: ChannelEntry) -> SwapRecord:
         previous = self.live.entry.release if self.live.entry else None
         try:
-            manifest = await asyncio.to_thread(Store.open(self.config.store).load_manifest, entry.release)
+            manifest = await asyncio.to_thread(
+                self.config.open_store().admit, entry, after=self.live.generation, covered=self.live.deletion_ids
+            )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
                 record = self._record("relabel", ok=True, entry=entry, deletion_ids=manifest.deletion_ids)
@@ -127,7 +129,7 @@ class Follower:
 
     async def _remember(self, entry: ChannelEntry) -> None:
         try:
-            store = Store.open(self.config.store)
+            store = self.config.open_store()
             await asyncio.to_thread(self._last_applied.remember, entry, store)
         except (UnlearnServeError, OSError) as error:
             # The release is live; only a restart without the store would miss it. Serving on is the safer way.
@@ -160,6 +162,8 @@ class Follower:
                 "generation": entry.generation,
                 "action": entry.action,
                 "actor": entry.actor,
+                "reason": entry.reason or None,
+                "uncovers": entry.uncovers,
             }
         return SwapRecord(event=event, at=now(), channel=self.config.channel, ok=ok, **fields)
 

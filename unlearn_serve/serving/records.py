@@ -34,6 +34,9 @@ class SwapRecord(BaseModel):
     publish_to_live_ms: float | None = None
     """From the channel's move (its `at`) until every worker had flipped."""
     actor: str | None = None
+    reason: str | None = None
+    uncovers: tuple[str, ...] = ()
+    """Deletion requests that the channel's move gave back on purpose."""
     error: str | None = None
 
 

@@ -11,7 +11,6 @@ from unlearn_serve.serving import plugin, vllm_internals
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.models import enforced_layers, require_registered
 from unlearn_serve.serving.slots import EnforcedLayers
-from unlearn_serve.store import Store
 
 # vLLM imports this module in every worker after it has run the general plugins, and dies if the import fails.
 assert plugin.NAME
@@ -54,7 +53,7 @@ class _Staging:
 
     def _run(self) -> None:
         try:
-            release = Store.open(self._config.store).load_release(self.release)
+            release = self._config.open_store().load_release(self.release)
             require_same_base(release.manifest.base_model, self._layers.base_model)
             self._layers.stage(self.release, release.tensors)
         except UnlearnServeError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from unlearn_serve.errors import DigestError, FormatError, ReleaseNotFound, StoreError
+from unlearn_serve.errors import DigestError, FormatError, ReleaseNotFound, StoreError, TrustError
 from unlearn_serve.format.adapter_file import (
     MANIFEST_NAME,
     AdapterFiles,
@@ -17,9 +17,11 @@ from unlearn_serve.format.adapter_file import (
     read_adapter_files,
 )
 from unlearn_serve.format.fields import require_sha256
+from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.manifest import FILE_NAMES, MAX_MANIFEST_BYTES, FileName, Manifest
 from unlearn_serve.format.strict_json import shown
 from unlearn_serve.store.backend import Backend
+from unlearn_serve.store.signatures import Signatures
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +50,23 @@ class ReleaseInfo:
 class Releases:
     """The part of a store under releases/."""
 
-    def __init__(self, backend: Backend) -> None:
-        """Use the objects of `backend`."""
+    def __init__(self, backend: Backend, signatures: Signatures) -> None:
+        """Use the objects of `backend`; what is loaded must pass `signatures`."""
         self._backend = backend
+        self._signatures = signatures
 
-    def publish(self, adapter_dir: Path) -> str:
+    def publish(self, adapter_dir: Path, signer: SigningKey | None) -> str:
         """See `Store.publish`."""
-        return self._write(read_adapter_files(adapter_dir))
+        adapter = read_adapter_files(adapter_dir)
+        if signer is not None:  # first, so that a release is never visible without it
+            self._signatures.add(adapter.manifest.to_bytes(), signer)
+        return self._write(adapter)
 
     def copy(self, digest: str, source: "Releases") -> None:
         """See `Store.copy_release`."""
-        self._write(source.read(digest))
+        adapter = source.read(digest)
+        self._signatures.copy(adapter.manifest.to_bytes(), source._signatures)
+        self._write(adapter)
 
     def load_manifest(self, digest: str) -> Manifest:
         """See `Store.load_manifest`."""
@@ -69,6 +77,7 @@ class Releases:
             raise ReleaseNotFound(f"store {self._backend.name!r} holds no release {digest}; list shows those it holds")
         if (found := hashlib.sha256(data).hexdigest()) != digest:
             raise DigestError(f"{path}: expected bytes with the release's sha256, got {found}; publish it again")
+        self._signatures.require(data, what=f"release {digest}")
         return Manifest.from_bytes(data, source=path)
 
     def load(self, digest: str) -> Release:
@@ -95,7 +104,7 @@ class Releases:
                 manifest, problem = None, None
                 try:
                     manifest = self.load_manifest(match[1])
-                except FormatError as error:
+                except (FormatError, TrustError) as error:
                     problem = str(error)
                 yield ReleaseInfo(digest=match[1], published_at=found.modified, manifest=manifest, problem=problem)
 

@@ -1,50 +1,59 @@
 """`Store`: releases and channels behind one URL, on a folder or an object store."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Self
 
+from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.manifest import Manifest
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
 from unlearn_serve.store.channels import Channels
+from unlearn_serve.store.coverage import require_declared
+from unlearn_serve.store.moves import Move, Moves
 from unlearn_serve.store.releases import Release, ReleaseInfo, Releases
+from unlearn_serve.store.signatures import Signatures
 from unlearn_serve.store.verify import Problem, verify_release, verify_store
 
 
 class Store:
     """Where the trainer publishes and the server reads.
 
-    Layout: releases/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json} and
-    channels/<name>/<generation, 20 digits>.json. Every method may raise `StoreUnavailable`. An instance keeps nothing
-    between calls and may be shared by threads.
+    Layout: releases/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json},
+    channels/<name>/<generation, 20 digits>.json and signatures/<sha256 of a manifest or entry>/<public key>.json. Every
+    method may raise `StoreUnavailable`. An instance keeps nothing between calls and may be shared by threads.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, trusted_keys: Collection[str] = ()) -> None:
         """Use the objects of `backend`; see `open`."""
         self._backend = backend
-        self._releases = Releases(backend)
-        self._channels = Channels(backend, self._releases)
+        self._signatures = Signatures(backend, trusted_keys)
+        self._releases = Releases(backend, self._signatures)
+        self._channels = Channels(backend, self._signatures)
+        self._moves = Moves(backend, self._releases, self._channels, self._signatures)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False) -> Self:
+    def open(cls, url: str, *, create: bool = False, trusted_keys: Collection[str] = ()) -> Self:
         """The store at `url`: a path, a file:// URL, or s3://, gs://, az:// and their kin (credentials: environment).
 
         Args:
             url: where.
             create: make the folder if it is not there. A bucket must exist.
+            trusted_keys: Ed25519 public keys, 64 hexadecimal digits each. With some, a release loads, and `admit` lets
+                an entry pass, only where one of them signed it; `Unsigned` or `BadSignature` is raised elsewhere.
 
         Raises:
             StoreUnavailable: no such folder, an unknown kind of URL, a refused configuration.
         """
-        return cls(Backend.open(url, create=create))
+        return cls(Backend.open(url, create=create), trusted_keys=trusted_keys)
 
     @property
     def url(self) -> str:
         """What `open` was given."""
         return self._backend.name
 
-    def publish(self, adapter_dir: Path) -> str:
-        """Publish the adapter in `adapter_dir` as a release and return its digest.
+    def publish(self, adapter_dir: Path, *, signer: SigningKey | None = None) -> str:
+        """Publish the adapter in `adapter_dir` as a release, signed by `signer` if given, and return its digest.
 
         Checks everything first, then writes the adapter files and, last, the manifest that makes the release visible.
         Killed at any point it leaves nothing that a reader sees; doing it again completes it. Publishing what is
@@ -53,7 +62,27 @@ class Store:
         Raises:
             ManifestError, AdapterFileError, DigestError: the directory breaks the format; nothing was written.
         """
-        return self._releases.publish(adapter_dir)
+        return self._releases.publish(adapter_dir, signer)
+
+    def sign(self, digest: str, key: SigningKey) -> None:
+        """Add the signature of a release by `key`; the release is verified first, byte by byte and by trusted keys.
+
+        Raises:
+            ReleaseNotFound, DigestError, ManifestError, AdapterFileError, TrustError: as `load_release`.
+        """
+        self._signatures.add(self._releases.load(digest).manifest.to_bytes(), key)
+
+    def sign_channel(self, name: str, key: SigningKey) -> ChannelEntry:
+        """Add the signature by `key` of a channel's newest entry and of its release; returns the entry.
+
+        Raises:
+            ChannelNotFound, FormatError, TrustError: as `channel` and `load_release`.
+        """
+        entry = self.channel(name)
+        self._channels.require_trusted(entry)
+        self.sign(entry.release, key)
+        self._signatures.add(entry.to_bytes(), key)
+        return entry
 
     def copy_release(self, digest: str, source: "Store") -> None:
         """Copy a release from `source`, verified, under the same digest.
@@ -62,6 +91,10 @@ class Store:
             ReleaseNotFound, DigestError, ManifestError, AdapterFileError: as `load_release` on `source`.
         """
         self._releases.copy(digest, source._releases)
+
+    def copy_signatures(self, entry: ChannelEntry, source: "Store") -> None:
+        """Copy the signatures of `entry` by the keys that `source` trusts."""
+        self._signatures.copy(entry.to_bytes(), source._signatures)
 
     def load_manifest(self, digest: str) -> Manifest:
         """The manifest of a release, re-hashed; the adapter files are not read.
@@ -101,11 +134,19 @@ class Store:
             ReleaseNotFound: no visible release `digest`.
         """
         if digest is not None:
-            return list(verify_release(self._releases, digest))
-        return list(verify_store(self._backend, self._releases, self._channels))
+            return list(verify_release(self._releases, self._signatures, digest))
+        return list(verify_store(self._backend, self._releases, self._channels, self._signatures))
 
     def promote(
-        self, digest: str, channel: str, *, expected_generation: int | None = None, actor: str, reason: str = ""
+        self,
+        digest: str,
+        channel: str,
+        *,
+        expected_generation: int | None = None,
+        actor: str,
+        reason: str = "",
+        allow_uncover: bool = False,
+        signer: SigningKey | None = None,
     ) -> ChannelEntry:
         """Make release `digest` live on `channel`, as its next generation; the first one makes the channel.
 
@@ -115,15 +156,24 @@ class Store:
             expected_generation: refuse unless this is the newest generation (0: the channel does not exist).
             actor: who does it; one line.
             reason: why; one line.
+            allow_uncover: the release may leave out deletion requests that the one live before covers; needs `reason`.
+            signer: key that signs the entry; needed where this store was opened with trusted keys, and one of them.
 
         Raises:
             ChannelConflict: somebody else moved the channel since `expected_generation`, or during this call.
+            DropsDeletions: deletion requests would no longer be covered, and that is not allowed or has no reason.
             ReleaseNotFound, DigestError, ManifestError, AdapterFileError: as `load_release`; the channel did not move.
+            Unsigned, BadSignature: this store has trusted keys, and the release or this move lacks a signature by one.
             FormatError: `actor` or `reason` is not one line of text.
         """
-        return self._channels.promote(
-            digest, channel, expected_generation=expected_generation, actor=actor, reason=reason
+        move = Move(
+            actor=actor,
+            reason=reason,
+            expected_generation=expected_generation,
+            allow_uncover=allow_uncover,
+            signer=signer,
         )
+        return self._moves.promote(digest, channel, move)
 
     def rollback(
         self,
@@ -133,6 +183,8 @@ class Store:
         expected_generation: int | None = None,
         actor: str,
         reason: str = "",
+        allow_uncover: bool = False,
+        signer: SigningKey | None = None,
     ) -> ChannelEntry:
         """Make an earlier release live again, as the channel's next generation.
 
@@ -142,20 +194,41 @@ class Store:
         promote behind it. So a second rollback walks back further, and no release that was rolled back returns: after
         promote A, promote B, the first rollback restores A, and the second fails, for nothing was live before A.
 
-        With `to_generation`, the release that was live under that generation is restored.
+        With `to_generation`, the release that was live under that generation is restored. What only the later release
+        deleted is known again: that needs `allow_uncover` and a `reason`.
 
         Raises:
             ChannelNotFound: no such channel.
             StoreError: nothing was live before, or no such generation.
-            ChannelConflict, ReleaseNotFound, DigestError, ManifestError, AdapterFileError, FormatError: as `promote`.
+            ChannelConflict, DropsDeletions, ReleaseNotFound, DigestError, ManifestError, AdapterFileError, Unsigned,
+                BadSignature, FormatError: as `promote`.
         """
-        return self._channels.rollback(
-            channel,
-            to_generation=to_generation,
-            expected_generation=expected_generation,
+        move = Move(
             actor=actor,
             reason=reason,
+            expected_generation=expected_generation,
+            allow_uncover=allow_uncover,
+            signer=signer,
         )
+        return self._moves.rollback(channel, to_generation, move)
+
+    def admit(self, entry: ChannelEntry, *, after: int = 0, covered: Collection[str] = ()) -> Manifest:
+        """What a server asks before it applies `entry`; the manifest of its release, if all is well.
+
+        Args:
+            entry: the entry, as `channel` or `channel_after` gave it.
+            after: the generation that the server applied last.
+            covered: the deletion requests covered by what it applied last.
+
+        Raises:
+            Unsigned, BadSignature: this store has trusted keys, and none signed the entry, or its release.
+            DropsDeletions: one of `covered` is covered no longer, and no entry since `after` allows that.
+            ReleaseNotFound, DigestError, ManifestError: as `load_manifest`.
+        """
+        self._channels.require_trusted(entry)
+        manifest = self._releases.load_manifest(entry.release)
+        require_declared(self._channels, entry, manifest, after=after, covered=covered)
+        return manifest
 
     def channel(self, name: str) -> ChannelEntry:
         """The newest generation of a channel: what is live. One listing and one read.
@@ -172,7 +245,7 @@ class Store:
         One listing, and a read only when there is news. With generation 0, None means that there is no such channel.
 
         Raises:
-            StoreUnavailable: the store no longer holds `generation`, so it was emptied or restored from a backup.
+            DowngradeRefused: the store no longer holds `generation`, so it was emptied or restored from a backup.
             FormatError: the entry is malformed.
         """
         return self._channels.after(name, generation)
