@@ -1,4 +1,4 @@
-"""Where a server starts, with and without trusted keys: on nothing unsigned, on nothing older than it has applied."""
+"""C12: where a server starts, with and without trusted keys: on nothing unsigned, on nothing older than it has applied."""
 
 import ast
 import shutil
@@ -126,7 +126,7 @@ def test_a_release_kept_before_there_were_keys_is_not_trusted(
 def test_a_store_that_was_set_back_is_not_followed_back(
     config: ServingConfig, store: Store, promote: Callable[..., ChannelEntry], keys: tuple[str, ...]
 ) -> None:
-    """The entry that is the newest now was signed soundly: only what this server remembers tells."""
+    """C12: the entry that is the newest now was signed soundly: only what this server remembers tells."""
     config = config.model_copy(update={"trusted_keys": keys})
     promote("a")
     newest = promote("a", "b")
