@@ -111,6 +111,18 @@ def test_keygen_sign_publish_promote_rollback_verify_with_keys(adapters: list[Pa
     assert "one of the two" in run("sign", *at, "--key", old).stderr
 
 
+def test_gc_lists_and_only_with_delete_removes(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    kept, lost = (said(run, "publish", adapter, "--store", tmp_path) for adapter in adapters)
+    said(run, "promote", kept, "--store", tmp_path)
+    assert said(run, "gc", "--store", tmp_path) == "0 objects, 0 bytes would be removed; remove with --delete"
+    now = ("gc", "--store", tmp_path, "--min-age-days", "0")
+    assert said(run, *now).splitlines()[0].startswith(f"releases/{lost}/manifest.json: a release that no channel")
+    assert said(run, "show", lost, "--store", tmp_path)
+    assert "3 objects" in said(run, *now, "--delete").splitlines()[-1]
+    assert "ReleaseNotFound" in run("show", lost, "--store", tmp_path).stderr
+    assert said(run, "verify", "--store", tmp_path) == "ok"
+
+
 def test_errors_are_one_line_on_stderr_and_exit_1(adapters: list[Path], tmp_path: Path, run: Run) -> None:
     store = tmp_path / "store"
     digest = said(run, "publish", adapters[0], "--store", store)

@@ -12,7 +12,11 @@ SPEC = TESTS.parent / "docs" / "format.md"
 def test_every_rule_has_a_test_that_names_it() -> None:
     rules = set(re.findall(r"^- \*\*([JMABRCS]\d+)\*\*", SPEC.read_text("utf-8"), re.MULTILINE))
     assert len(rules) > 50
-    files = [*TESTS.glob("format/test_*.py"), *TESTS.glob("store/test_*.py"), TESTS / "serving" / "test_starting_point.py"]
+    files = [
+        *TESTS.glob("format/test_*.py"),
+        *TESTS.glob("store/test_*.py"),
+        TESTS / "serving" / "test_starting_point.py",
+    ]
     named = {rule for file in files for rule in re.findall(r"\b[JMABRCS]\d+\b", file.read_text("utf-8"))}
     assert named == rules, (sorted(rules - named), sorted(named - rules))
 

@@ -1,4 +1,4 @@
-"""C12: where a server starts, with and without trusted keys: on nothing unsigned, on nothing older than it has applied."""
+"""C12: where a server starts, with and without trusted keys: on nothing unsigned, nothing older than it applied."""
 
 import ast
 import shutil

@@ -1,7 +1,8 @@
-"""Commands on a store: publish, promote, rollback, list, show, verify."""
+"""Commands on a store: publish, promote, rollback, list, show, verify, gc."""
 
 import getpass
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(name="list")(list_)
     app.command()(show)
     app.command()(verify)
+    app.command()(gc)
 
 
 def publish(
@@ -139,6 +141,22 @@ def verify(
     if problems:
         raise StoreError(f"{len(problems)} problem{'s' * (len(problems) > 1)} found in {store}")
     typer.echo("ok")
+
+
+def gc(
+    store: StoreOption,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise it is only listed.")] = False,
+    min_age_days: Annotated[
+        float, typer.Option(min=0, help="Younger objects are kept: they may be on their way.")
+    ] = 7.0,
+) -> None:
+    """List, or remove, what nothing needs: releases that no channel ever named, and leftovers of killed writers."""
+    opened, age = Store.open(store), timedelta(days=min_age_days)
+    found = opened.collect_garbage(min_age=age) if delete else opened.garbage(min_age=age)
+    for one in found:
+        typer.echo(f"{one.path}: {one.why}, {one.size} bytes")
+    done = "removed" if delete else "would be removed; remove with --delete"
+    typer.echo(f"{len(found)} object{'s' * (len(found) != 1)}, {sum(one.size for one in found)} bytes {done}")
 
 
 def _actor() -> str:

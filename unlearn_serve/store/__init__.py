@@ -2,8 +2,9 @@
 
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
+from unlearn_serve.store.garbage import Garbage
 from unlearn_serve.store.releases import Release, ReleaseInfo
 from unlearn_serve.store.store import Store
 from unlearn_serve.store.verify import Problem
 
-__all__ = ["Backend", "ChannelEntry", "Problem", "Release", "ReleaseInfo", "Store"]
+__all__ = ["Backend", "ChannelEntry", "Garbage", "Problem", "Release", "ReleaseInfo", "Store"]

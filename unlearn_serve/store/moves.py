@@ -125,6 +125,8 @@ class Moves:
         if move.signer is not None:  # first, so that an entry is never visible without it
             self._signatures.add(data, move.signer)
         if not self._backend.create(entry_path(channel, entry.generation), data):
+            if move.signer is not None:  # nobody shall put this entry in the winner's place later
+                self._signatures.remove(data, move.signer)
             winner = self._channels.read(channel, entry.generation)
             raise ChannelConflict(
                 f"channel {channel!r}: {winner.actor} made generation {winner.generation} first ({winner.action} of "

@@ -29,6 +29,10 @@ class Signatures:
         signature = Signature.of(document, key)
         self._put(_path(signature.document, signature.key), signature.to_bytes())
 
+    def remove(self, document: bytes, key: SigningKey) -> None:
+        """Take back the signature of `document` by `key`."""
+        self._backend.delete(_path(hashlib.sha256(document).hexdigest(), key.public))
+
     def require(self, document: bytes, *, what: str) -> None:
         """Return if a trusted key signed `document`, or if no keys are set.
 

@@ -1,6 +1,7 @@
 """`Store`: releases and channels behind one URL, on a folder or an object store."""
 
 from collections.abc import Collection
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
 from unlearn_serve.store.channels import Channels
 from unlearn_serve.store.coverage import require_declared
+from unlearn_serve.store.garbage import Garbage, find_garbage
 from unlearn_serve.store.moves import Move, Moves
 from unlearn_serve.store.releases import Release, ReleaseInfo, Releases
 from unlearn_serve.store.signatures import Signatures
@@ -258,6 +260,29 @@ class Store:
             FormatError: an entry is malformed.
         """
         return self._channels.history(name)
+
+    def garbage(self, *, min_age: timedelta) -> list[Garbage]:
+        """What nothing needs any more; nothing is changed.
+
+        Kept are: every release that any generation of any channel names, so that every rollback stays possible; the
+        releases they were fused from; what is younger than `min_age`, for it may be on its way; and what signs these.
+        To keep another release, give it a channel.
+
+        Raises:
+            StoreError: a channel's entry or a kept release cannot be read, so that nobody knows what it needs.
+        """
+        return find_garbage(self._backend, self._releases, self._channels, min_age=min_age)
+
+    def collect_garbage(self, *, min_age: timedelta) -> list[Garbage]:
+        """Remove what `garbage` finds, and return it. A release vanishes as a whole: its manifest goes first.
+
+        Raises:
+            StoreError: as `garbage`; nothing was removed.
+        """
+        found = self.garbage(min_age=min_age)
+        for one in found:
+            self._backend.delete(one.path)
+        return found
 
     def channels(self) -> list[str]:
         """The names of all channels, sorted."""
