@@ -11,6 +11,7 @@ UnlearnServeError
 │   ├── Unsigned                no trusted key signed it
 │   ├── BadSignature            a signature that is not one of these bytes by that key
 │   └── DropsDeletions          a channel's move gives back what was deleted, and does not say so
+├── AuditError              an audit log was changed, or does not fit what it speaks of
 ├── BaseModelMismatch       the adapter was trained for another base model
 ├── UnsupportedModel        no feed-forward module found, or an architecture out of reach
 ├── TrainingError           training cannot start or did not reach its target
@@ -71,6 +72,10 @@ class BadSignature(TrustError):
 
 class DropsDeletions(TrustError):
     """A channel's move no longer covers deletion requests that were covered, and does not say so."""
+
+
+class AuditError(UnlearnServeError):
+    """An audit log was changed, or does not fit what it speaks of."""
 
 
 class BaseModelMismatch(UnlearnServeError):

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_serve import __version__
 from unlearn_serve.cli.app import main
+from unlearn_serve.serving.records import AuditLog, SwapRecord, now
 from unlearn_serve.store import Store
 
 
@@ -121,6 +122,39 @@ def test_gc_lists_and_only_with_delete_removes(adapters: list[Path], tmp_path: P
     assert "3 objects" in said(run, *now, "--delete").splitlines()[-1]
     assert "ReleaseNotFound" in run("show", lost, "--store", tmp_path).stderr
     assert said(run, "verify", "--store", tmp_path) == "ok"
+
+
+def test_verify_audit_and_receipt(adapters: list[Path], tmp_path: Path, run: Run) -> None:
+    store, key, log, out = tmp_path / "store", tmp_path / "ops", tmp_path / "audit.jsonl", tmp_path / "receipt"
+    said(run, "keygen", key)
+    digest = said(run, "publish", adapters[0], "--store", store, "--sign", key)
+    said(run, "promote", digest, "--store", store, "--sign", key)
+    live = {"channel": "production", "ok": True, "release": digest, "generation": 1, "deletion_ids": ("case-0",)}
+    AuditLog(log).append(SwapRecord(event="start", at=now(), **live))
+    trusted = ("--trusted-key", f"{key}.pub")
+    checked = said(run, "verify-audit", log, "--store", store, *trusted).splitlines()
+    assert checked[-1] == "ok"
+    assert [line.split(": ")[1].split(",")[0] for line in checked[:-1]] == ["1 records", "2 records"]
+    head = checked[1].rsplit(" ", 1)[1]
+
+    asked = ("receipt", "case-0", "--store", store, "--audit", log, "--requested", "2026-01-02T03:04:05", "--out", out)
+    assert said(run, *asked, "--sign", key).replace("\n", "") == f"{out}.json"
+    written = json.loads((tmp_path / "receipt.json").read_bytes())
+    assert (written["requested_at"], written["servers"][0]["until"]) == ("2026-01-02T03:04:05Z", None)
+    assert "every byte verified for this receipt" in (tmp_path / "receipt.html").read_text()
+    assert said(run, "verify-receipt", f"{out}.json", *trusted).startswith("ok: receipt of case-0")
+    (tmp_path / "receipt.json").write_bytes((tmp_path / "receipt.json").read_bytes().replace(b"case-0", b"case-1"))
+    assert "BadSignature" in run("verify-receipt", f"{out}.json", *trusted).stderr
+
+    (store / "audit" / f"{2:020d}.json").unlink()
+    cut = run("verify-audit", "--store", store, "--head", head)
+    assert "no record of this move" in cut.stderr
+    assert f"{head}: was the head of a log once" in cut.stderr
+    assert "2 faults found" in cut.stderr.splitlines()[-1]
+    log.write_text(log.read_text().replace('"ok":true', '"ok":tru'))
+    assert "not a record, or half of one" in run("verify-audit", log).stderr
+    for arguments in (("verify-audit",), ("verify-audit", tmp_path / "nowhere"), ("receipt", "x", "--store", store)):
+        assert "AuditError" in run(*arguments).stderr
 
 
 def test_errors_are_one_line_on_stderr_and_exit_1(adapters: list[Path], tmp_path: Path, run: Run) -> None:

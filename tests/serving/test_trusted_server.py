@@ -9,6 +9,7 @@ from support.adapters import write_random_adapter
 from support.server import ADMIN_KEY, Server, running, serve_command, wait_until
 from support.tiny_models import write_tiny_model
 
+from unlearn_serve.audit import ServerLog, issue_receipt
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.format.keys import SigningKey, read_signing_key, write_key_pair
 from unlearn_serve.serving.records import SwapRecord
@@ -125,6 +126,20 @@ def test_what_is_given_back_on_purpose_is_in_the_audit_log(
 
     record = audit(folder)[-1]
     assert (record.event, record.uncovers, record.reason) == ("swap", ("case-1",), "case-1 was withdrawn")
+
+
+def test_its_log_and_the_stores_agree(server: Server, folder: Path, store: Store, key: SigningKey) -> None:
+    (path,) = (folder / "state").glob("*/audit.jsonl")
+    log = ServerLog.read(path)
+    assert list(log.faults(store)) == []
+    assert {fault.message for fault in store.audit_faults()} == {
+        "is in the channel, but the log has no record of this move"
+    }, "of the thief's entries, and of nothing else"
+
+    receipt = issue_receipt(store, "case-3", [log], issued_by="test")
+    (live,) = receipt.servers
+    assert (live.releases, live.until) == ((server.status()["live"]["release"],), None)
+    assert receipt.releases[0].signed_by == (key.public,)
 
 
 def test_set_back_it_serves_on_and_starts_on_what_it_kept(

@@ -148,6 +148,7 @@ def test_no_permission_is_unavailable(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert unlearn_serve.store.__all__ == [
+        "AuditRecord",
         "Backend",
         "ChannelEntry",
         "Garbage",

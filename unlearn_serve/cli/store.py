@@ -1,7 +1,5 @@
 """Commands on a store: publish, promote, rollback, list, show, verify, gc."""
 
-import getpass
-import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,7 @@ import typer
 from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
-from unlearn_serve.cli.trust import SignOption, TrustedOption, open_to_write
+from unlearn_serve.cli.trust import SignOption, TrustedOption, actor, open_to_write
 from unlearn_serve.errors import StoreError
 from unlearn_serve.store import ChannelEntry, Store
 
@@ -42,7 +40,7 @@ def publish(
 ) -> None:
     """Verify an adapter and publish it as an immutable release; prints the release's digest."""
     opened, signer = open_to_write(store, sign, None, create=True)
-    typer.echo(opened.publish(adapter, signer=signer))
+    typer.echo(opened.publish(adapter, actor=actor(), signer=signer))
 
 
 def promote(
@@ -63,7 +61,7 @@ def promote(
         opened.resolve(digest),
         channel,
         expected_generation=expect_generation,
-        actor=_actor(),
+        actor=actor(),
         reason=reason,
         allow_uncover=allow_uncover,
         signer=signer,
@@ -83,7 +81,7 @@ def rollback(
     """Point a channel back at the release it named before."""
     opened, signer = open_to_write(store, sign, trusted_key)
     entry = opened.rollback(
-        channel, to_generation=to, actor=_actor(), reason=reason, allow_uncover=allow_uncover, signer=signer
+        channel, to_generation=to, actor=actor(), reason=reason, allow_uncover=allow_uncover, signer=signer
     )
     _print_move(entry)
 
@@ -152,15 +150,11 @@ def gc(
 ) -> None:
     """List, or remove, what nothing needs: releases that no channel ever named, and leftovers of killed writers."""
     opened, age = Store.open(store), timedelta(days=min_age_days)
-    found = opened.collect_garbage(min_age=age) if delete else opened.garbage(min_age=age)
+    found = opened.collect_garbage(min_age=age, actor=actor()) if delete else opened.garbage(min_age=age)
     for one in found:
         typer.echo(f"{one.path}: {one.why}, {one.size} bytes")
     done = "removed" if delete else "would be removed; remove with --delete"
     typer.echo(f"{len(found)} object{'s' * (len(found) != 1)}, {sum(one.size for one in found)} bytes {done}")
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _print_move(entry: ChannelEntry) -> None:

@@ -1,5 +1,7 @@
 """Keys and signatures: keygen and sign, and the options that other commands take."""
 
+import getpass
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -45,11 +47,16 @@ def sign(
     opened = Store.open(store, trusted_keys=[read_public_key(path) for path in trusted_key or []])
     if digest is not None:
         release = opened.resolve(digest)
-        opened.sign(release, signer)
+        opened.sign(release, signer, actor=actor())
         typer.echo(f"{release} signed by {signer.public}")
     if channel is not None:
-        entry = opened.sign_channel(channel, signer)
+        entry = opened.sign_channel(channel, signer, actor=actor())
         typer.echo(f"{channel} generation {entry.generation} -> {entry.release} signed by {signer.public}")
+
+
+def actor() -> str:
+    """Who runs this command, and where: what the store's log and channels say."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def open_to_write(

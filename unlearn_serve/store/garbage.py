@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from unlearn_serve.errors import FormatError, ReleaseNotFound, StoreError, TrustError
 from unlearn_serve.format.adapter_file import MANIFEST_NAME
+from unlearn_serve.store.audit import StoreAudit
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
 from unlearn_serve.store.channels import Channels
@@ -23,16 +24,16 @@ class Garbage:
     path: str
     size: int
     why: str
+    release: str | None = None
+    """The release that ceases to be visible with it, if one does."""
 
 
-def find_garbage(backend: Backend, releases: Releases, channels: Channels, *, min_age: timedelta) -> list[Garbage]:
+def find_garbage(
+    backend: Backend, releases: Releases, channels: Channels, audit: StoreAudit, *, min_age: timedelta
+) -> list[Garbage]:
     """See `Store.garbage`; a release's manifest comes before its files, so that it vanishes as a whole."""
     before = datetime.now(UTC) - min_age
-    entries = {
-        hashlib.sha256(entry.to_bytes()).hexdigest(): entry.release
-        for name in channels.names()
-        for entry in _history(channels, name)
-    }
+    entries = {entry.digest: entry.release for name in channels.names() for entry in _history(channels, name)}
     kept = _with_parents(releases, set(entries.values()))
     found: list[Garbage] = []
     of_release: dict[str, list[Garbage]] = {}
@@ -44,13 +45,21 @@ def find_garbage(backend: Backend, releases: Releases, channels: Channels, *, mi
             kept.add(match[1])  # a young object keeps the whole release: it may be in the middle of being published
             continue
         why = "a release that no channel has named"
-        of_release.setdefault(match[1], []).append(Garbage(path=one.path, size=one.size, why=why))
+        gone = match[1] if match[2] == MANIFEST_NAME else None
+        of_release.setdefault(match[1], []).append(Garbage(path=one.path, size=one.size, why=why, release=gone))
     for digest, objects in of_release.items():
         if digest not in kept:
             found += sorted(objects, key=lambda item: (not item.path.endswith(f"/{MANIFEST_NAME}"), item.path))
+    records = {hashlib.sha256(data).hexdigest() for _, data in audit.records()}
     for one in backend.objects("signatures"):
         match = SIGNATURE_PATH.fullmatch(one.path)
-        if match and match[1] not in kept and match[1] not in entries and one.modified <= before:
+        if (
+            match
+            and match[1] not in kept
+            and match[1] not in entries
+            and match[1] not in records
+            and one.modified <= before
+        ):
             found.append(Garbage(path=one.path, size=one.size, why="a signature of nothing that is kept"))
     return found
 

@@ -11,6 +11,7 @@ from typing import Literal
 from unlearn_serve.errors import ChannelConflict, FormatError, StoreError, Unsigned
 from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.strict_json import one_line_errors
+from unlearn_serve.store.audit import StoreAudit
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import MAX_ENTRY_BYTES, ChannelEntry, entry_path, require_channel_name
 from unlearn_serve.store.channels import Channels
@@ -35,8 +36,11 @@ class Move:
 class Moves:
     """The writer's side of a store's channels."""
 
-    def __init__(self, backend: Backend, releases: Releases, channels: Channels, signatures: Signatures) -> None:
-        """Use the objects of `backend`; only what `releases` and `signatures` verify can go live."""
+    def __init__(
+        self, backend: Backend, releases: Releases, channels: Channels, signatures: Signatures, audit: StoreAudit
+    ) -> None:
+        """Use the objects of `backend`; only what `releases` and `signatures` verify can go live; `audit` notes it."""
+        self._audit = audit
         self._backend = backend
         self._releases = releases
         self._channels = channels
@@ -122,6 +126,18 @@ class Moves:
             raise FormatError(
                 f"channel {channel!r}: expected an entry of at most {MAX_ENTRY_BYTES} bytes, got {len(data)}"
             )
+        self._audit.append(
+            signer=move.signer,
+            actor=move.actor,
+            event=action,
+            document=entry.digest,
+            release=entry.release,
+            channel=channel,
+            generation=entry.generation,
+            deletion_ids=release.manifest.deletion_ids,
+            uncovers=uncovers,
+            reason=move.reason,
+        )
         if move.signer is not None:  # first, so that an entry is never visible without it
             self._signatures.add(data, move.signer)
         if not self._backend.create(entry_path(channel, entry.generation), data):

@@ -20,6 +20,7 @@ from unlearn_serve.format.fields import require_sha256
 from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.manifest import FILE_NAMES, MAX_MANIFEST_BYTES, FileName, Manifest
 from unlearn_serve.format.strict_json import shown
+from unlearn_serve.store.audit import StoreAudit
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.signatures import Signatures
 
@@ -50,23 +51,37 @@ class ReleaseInfo:
 class Releases:
     """The part of a store under releases/."""
 
-    def __init__(self, backend: Backend, signatures: Signatures) -> None:
-        """Use the objects of `backend`; what is loaded must pass `signatures`."""
+    def __init__(self, backend: Backend, signatures: Signatures, audit: StoreAudit) -> None:
+        """Use the objects of `backend`; what is loaded must pass `signatures`, what is published enters `audit`."""
         self._backend = backend
         self._signatures = signatures
+        self._audit = audit
 
-    def publish(self, adapter_dir: Path, signer: SigningKey | None) -> str:
+    def publish(self, adapter_dir: Path, *, actor: str, signer: SigningKey | None) -> str:
         """See `Store.publish`."""
         adapter = read_adapter_files(adapter_dir)
+        manifest, digest = adapter.manifest.to_bytes(), adapter.manifest.digest
+        self._write_files(adapter)
         if signer is not None:  # first, so that a release is never visible without it
-            self._signatures.add(adapter.manifest.to_bytes(), signer)
-        return self._write(adapter)
+            self._signatures.add(manifest, signer)
+        if not self._is_visible(digest, len(manifest)):
+            self._audit.append(
+                signer=signer,
+                actor=actor,
+                event="publish",
+                document=digest,
+                release=digest,
+                deletion_ids=adapter.manifest.deletion_ids,
+            )
+        self._put(_path(digest, MANIFEST_NAME), manifest)  # last: it makes the release visible
+        return digest
 
     def copy(self, digest: str, source: "Releases") -> None:
         """See `Store.copy_release`."""
         adapter = source.read(digest)
         self._signatures.copy(adapter.manifest.to_bytes(), source._signatures)
-        self._write(adapter)
+        self._write_files(adapter)
+        self._put(_path(digest, MANIFEST_NAME), adapter.manifest.to_bytes())
 
     def load_manifest(self, digest: str) -> Manifest:
         """See `Store.load_manifest`."""
@@ -127,12 +142,15 @@ class Releases:
             raise DigestError(f"{path}: expected a file of {size} bytes, got none; publish the release again")
         return data
 
-    def _write(self, adapter: AdapterFiles) -> str:
-        digest = adapter.manifest.digest
+    def _is_visible(self, digest: str, size: int) -> bool:
+        try:
+            return self._backend.read(_path(digest, MANIFEST_NAME), limit=size) is not None
+        except DigestError:
+            return True  # damaged; it was there, so it is in the log
+
+    def _write_files(self, adapter: AdapterFiles) -> None:
         for name in FILE_NAMES:
-            self._put(_path(digest, name), adapter.files[name])
-        self._put(_path(digest, MANIFEST_NAME), adapter.manifest.to_bytes())  # last: it makes the release visible
-        return digest
+            self._put(_path(adapter.manifest.digest, name), adapter.files[name])
 
     def _put(self, path: str, data: bytes) -> None:
         """Put-if-absent; an object that is there already is compared, and replaced where its bytes are wrong."""

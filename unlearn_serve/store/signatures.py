@@ -7,6 +7,7 @@ files by name; it never lists, so strangers' files cost it nothing.
 import hashlib
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from unlearn_serve.errors import BadSignature, FormatError, Unsigned
 from unlearn_serve.format.keys import SigningKey
@@ -55,6 +56,16 @@ class Signatures:
         """Copy what `source` holds of `document` by its trusted keys."""
         for path, signature in source._trusted(document, "copy").items():
             self._put(path, signature.to_bytes())
+
+    def signers(self, document: bytes) -> tuple[str, ...]:
+        """The public keys whose valid signature of `document` is here, trusted or not, sorted."""
+        found = []
+        for one in self._backend.objects(f"signatures/{hashlib.sha256(document).hexdigest()}"):
+            match = SIGNATURE_PATH.fullmatch(one.path)
+            with suppress(BadSignature, FormatError):
+                if match and self._read(document, match[2]):
+                    found.append(match[2])
+        return tuple(sorted(found))
 
     def problems(self, document: bytes) -> Iterator[tuple[str, str]]:
         """Every signature of `document`, whoever made it, that is not one: path and what is wrong."""

@@ -5,8 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
+from unlearn_serve.format.chain import Fault
 from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.manifest import Manifest
+from unlearn_serve.store.audit import StoreAudit
+from unlearn_serve.store.audit_check import audit_faults
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
 from unlearn_serve.store.channels import Channels
@@ -17,12 +20,15 @@ from unlearn_serve.store.releases import Release, ReleaseInfo, Releases
 from unlearn_serve.store.signatures import Signatures
 from unlearn_serve.store.verify import Problem, verify_release, verify_store
 
+UNNAMED = "unnamed"
+"""Actor of what a caller does without saying who it is."""
+
 
 class Store:
     """Where the trainer publishes and the server reads.
 
-    Layout: releases/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json},
-    channels/<name>/<generation, 20 digits>.json and signatures/<sha256 of a manifest or entry>/<public key>.json. Every
+    Layout: releases/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}, and numbered by 20 digits
+    channels/<name>/<generation>.json and audit/<seq>.json; signatures/<sha256 of a document>/<public key>.json. Every
     method may raise `StoreUnavailable`. An instance keeps nothing between calls and may be shared by threads.
     """
 
@@ -30,9 +36,10 @@ class Store:
         """Use the objects of `backend`; see `open`."""
         self._backend = backend
         self._signatures = Signatures(backend, trusted_keys)
-        self._releases = Releases(backend, self._signatures)
+        self._audit = StoreAudit(backend, self._signatures)
+        self._releases = Releases(backend, self._signatures, self._audit)
         self._channels = Channels(backend, self._signatures)
-        self._moves = Moves(backend, self._releases, self._channels, self._signatures)
+        self._moves = Moves(backend, self._releases, self._channels, self._signatures, self._audit)
 
     @classmethod
     def open(cls, url: str, *, create: bool = False, trusted_keys: Collection[str] = ()) -> Self:
@@ -54,7 +61,7 @@ class Store:
         """What `open` was given."""
         return self._backend.name
 
-    def publish(self, adapter_dir: Path, *, signer: SigningKey | None = None) -> str:
+    def publish(self, adapter_dir: Path, *, actor: str = UNNAMED, signer: SigningKey | None = None) -> str:
         """Publish the adapter in `adapter_dir` as a release, signed by `signer` if given, and return its digest.
 
         Checks everything first, then writes the adapter files and, last, the manifest that makes the release visible.
@@ -64,17 +71,26 @@ class Store:
         Raises:
             ManifestError, AdapterFileError, DigestError: the directory breaks the format; nothing was written.
         """
-        return self._releases.publish(adapter_dir, signer)
+        return self._releases.publish(adapter_dir, actor=actor, signer=signer)
 
-    def sign(self, digest: str, key: SigningKey) -> None:
+    def sign(self, digest: str, key: SigningKey, *, actor: str = UNNAMED) -> None:
         """Add the signature of a release by `key`; the release is verified first, byte by byte and by trusted keys.
 
         Raises:
             ReleaseNotFound, DigestError, ManifestError, AdapterFileError, TrustError: as `load_release`.
         """
-        self._signatures.add(self._releases.load(digest).manifest.to_bytes(), key)
+        manifest = self._releases.load(digest).manifest
+        self._audit.append(
+            signer=key,
+            actor=actor,
+            event="sign",
+            document=digest,
+            release=digest,
+            deletion_ids=manifest.deletion_ids,
+        )
+        self._signatures.add(manifest.to_bytes(), key)
 
-    def sign_channel(self, name: str, key: SigningKey) -> ChannelEntry:
+    def sign_channel(self, name: str, key: SigningKey, *, actor: str = UNNAMED) -> ChannelEntry:
         """Add the signature by `key` of a channel's newest entry and of its release; returns the entry.
 
         Raises:
@@ -82,7 +98,16 @@ class Store:
         """
         entry = self.channel(name)
         self._channels.require_trusted(entry)
-        self.sign(entry.release, key)
+        self.sign(entry.release, key, actor=actor)
+        self._audit.append(
+            signer=key,
+            actor=actor,
+            event="sign",
+            document=entry.digest,
+            release=entry.release,
+            channel=name,
+            generation=entry.generation,
+        )
         self._signatures.add(entry.to_bytes(), key)
         return entry
 
@@ -271,9 +296,9 @@ class Store:
         Raises:
             StoreError: a channel's entry or a kept release cannot be read, so that nobody knows what it needs.
         """
-        return find_garbage(self._backend, self._releases, self._channels, min_age=min_age)
+        return find_garbage(self._backend, self._releases, self._channels, self._audit, min_age=min_age)
 
-    def collect_garbage(self, *, min_age: timedelta) -> list[Garbage]:
+    def collect_garbage(self, *, min_age: timedelta, actor: str = UNNAMED) -> list[Garbage]:
         """Remove what `garbage` finds, and return it. A release vanishes as a whole: its manifest goes first.
 
         Raises:
@@ -281,8 +306,27 @@ class Store:
         """
         found = self.garbage(min_age=min_age)
         for one in found:
+            if one.release is not None:
+                self._audit.append(
+                    actor=actor, event="remove", document=one.release, release=one.release, reason=one.why
+                )
             self._backend.delete(one.path)
         return found
+
+    def audit_records(self) -> list[tuple[str, bytes]]:
+        """Path and bytes of each record of the store's log, in order, sound or not; see `audit_faults`."""
+        return self._audit.records()
+
+    def audit_faults(self) -> list[Fault]:
+        """All that is wrong with the store's log: with its chain, or between it and what is in the store.
+
+        With trusted keys, one of them must have signed the newest record, which vouches for all before it.
+        """
+        return list(audit_faults(self._audit, self._releases, self._channels, self._signatures))
+
+    def signers(self, document: bytes) -> tuple[str, ...]:
+        """The public keys that signed `document`, trusted or not."""
+        return self._signatures.signers(document)
 
     def channels(self) -> list[str]:
         """The names of all channels, sorted."""

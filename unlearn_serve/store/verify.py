@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from unlearn_serve.errors import FormatError, StoreError, TrustError
 from unlearn_serve.format.adapter_file import MANIFEST_NAME
 from unlearn_serve.format.manifest import FILE_NAMES
+from unlearn_serve.store.audit import is_audit_path
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry, entry_path, generation_of, is_channel_name
 from unlearn_serve.store.channels import Channels
@@ -58,6 +59,9 @@ def verify_store(backend: Backend, releases: Releases, channels: Channels, signa
     for one in backend.objects("signatures"):
         if SIGNATURE_PATH.fullmatch(one.path) is None:
             yield Problem(where=one.path, message="expected only signatures here, got this object")
+    for one in backend.objects("audit"):
+        if not is_audit_path(one.path):
+            yield Problem(where=one.path, message="expected only audit records here, got this object")
     for name in channels.names():
         yield from _verify_channel(channels, signatures, name, listed)
 
