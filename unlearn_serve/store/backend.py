@@ -77,6 +77,8 @@ class Backend:
             DigestError: it is longer than `limit` bytes, so it cannot be what its name says.
             StoreUnavailable: the store cannot be read.
         """
+        if self._folder is not None and (place := self._folder / path).exists() and not place.is_file():
+            raise DigestError(f"{path}: expected a regular file, got something else")  # a pipe would be waited for
         with self._errors():
             try:
                 found = obstore.get(self._store, path)
