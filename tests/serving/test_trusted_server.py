@@ -1,4 +1,4 @@
-"""A real server with a trusted key: what a thief of the store's credential can write, and what it makes of that."""
+"""A real server with a trusted key, its store on S3: what a thief of its credential writes, and what then."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support.adapters import write_random_adapter
+from support.s3 import environment_for, make_bucket, running_s3
 from support.server import ADMIN_KEY, Server, running, serve_command, wait_until
 from support.tiny_models import write_tiny_model
 
@@ -13,7 +14,8 @@ from unlearn_serve.audit import ServerLog, issue_receipt
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.format.keys import SigningKey, read_signing_key, write_key_pair
 from unlearn_serve.serving.records import SwapRecord
-from unlearn_serve.store import ChannelEntry, Store
+from unlearn_serve.store import Backend, ChannelEntry, Store
+from unlearn_serve.store.channel_entry import entry_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.model]
 
@@ -38,8 +40,12 @@ def key(folder: Path) -> SigningKey:
 
 
 @pytest.fixture(scope="module")
-def store(folder: Path) -> Store:
-    return Store.open(str(folder / "store"), create=True)
+def store(folder: Path) -> Iterator[Store]:
+    with running_s3(folder / "s3.log") as url, pytest.MonkeyPatch.context() as environment:
+        for name, value in environment_for(url).items():
+            environment.setenv(name, value)  # servers inherit it
+        make_bucket(url, "bucket")
+        yield Store.open("s3://bucket/store")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +57,8 @@ def publish(folder: Path, base: Path, store: Store) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
-def command(folder: Path, base: Path) -> list[str]:
-    return serve_command(base, folder / "store", folder / "state", "--trusted-key", str(folder / "ops.pub"))
+def command(folder: Path, base: Path, store: Store) -> list[str]:
+    return serve_command(base, store.url, folder / "state", "--trusted-key", str(folder / "ops.pub"))
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +80,8 @@ def write_entry(store: Store, release: str, signer: SigningKey | None, **changes
     )
     if signer is not None:
         store._signatures.add(entry.to_bytes(), signer)
-    entry_file(store, entry.generation).write_bytes(entry.to_bytes())
+    assert Backend.open(store.url).create(entry_path(CHANNEL, entry.generation), entry.to_bytes())
     return entry
-
-
-def entry_file(store: Store, generation: int) -> Path:
-    return Path(store.url) / "channels" / CHANNEL / f"{generation:020d}.json"
 
 
 def test_what_no_trusted_key_signed_is_refused_and_what_one_signed_goes_live(
@@ -148,7 +150,7 @@ def test_set_back_it_serves_on_and_starts_on_what_it_kept(
     """The thief deletes all but the first entry, which is soundly signed: an old release must not come back."""
     live = server.status()["live"]
     for generation in range(2, live["generation"] + 1):
-        entry_file(store, generation).unlink()
+        Backend.open(store.url).delete(entry_path(CHANNEL, generation))
 
     error = wait_until(lambda: server.status()["store_error"], "the loss is noticed")
     assert f"no longer holds generation {live['generation']}" in error
