@@ -1,5 +1,6 @@
 """Which release a server starts on: the channel's, or the last one applied where the store cannot be reached."""
 
+import logging
 from dataclasses import dataclass
 
 from unlearn_serve.errors import (
@@ -15,6 +16,8 @@ from unlearn_serve.format.manifest import BaseModelRef
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.store import ChannelEntry, Release
+
+logger = logging.getLogger("vllm.unlearn_serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) 
                 f"no release to start on: {error}; no earlier release is kept in {config.state_path}; "
                 "promote a release first, or allow the plain model with --allow-plain"
             ) from error
+        logger.warning("unlearn-serve: %s; starting on the release applied last, %s", error, start.release.digest)
     except TrustError:
         raise
     except UnlearnServeError as error:
