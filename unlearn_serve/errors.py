@@ -6,12 +6,19 @@ UnlearnServeError
 │   ├── ManifestError           manifest.json: not JSON, unknown keys, bad values
 │   ├── AdapterFileError        adapter files: header, names, shapes, dtypes, NaN
 │   └── DigestError             a file's bytes are not those its digest names
+├── TrustError              what was read may not be served, though its bytes are sound
+│   ├── KeyFileError            a key file is not an Ed25519 key
+│   ├── Unsigned                no trusted key signed it
+│   ├── BadSignature            a signature that is not one of these bytes by that key
+│   └── DropsDeletions          a channel's move gives back what was deleted, and does not say so
+├── AuditError              an audit log was changed, or does not fit what it speaks of
 ├── BaseModelMismatch       the adapter was trained for another base model
 ├── UnsupportedModel        no feed-forward module found, or an architecture out of reach
 ├── TrainingError           training cannot start or did not reach its target
 ├── FusionError             these adapters cannot be fused
 ├── StoreError
 │   ├── StoreUnavailable        the store cannot be reached or read
+│   │   └── DowngradeRefused        the store is older than what was seen of it
 │   ├── ReleaseNotFound
 │   ├── ChannelNotFound
 │   └── ChannelConflict         somebody moved the channel first
@@ -49,6 +56,30 @@ class DigestError(FormatError):
     """A file's bytes are not those that its digest names."""
 
 
+class TrustError(UnlearnServeError):
+    """What was read may not be served, though its bytes are those that its digest names."""
+
+
+class KeyFileError(TrustError):
+    """A key file cannot be read, or holds no Ed25519 key."""
+
+
+class Unsigned(TrustError):
+    """No trusted key signed this manifest or channel entry."""
+
+
+class BadSignature(TrustError):
+    """A trusted key's signature is there, but not of these bytes."""
+
+
+class DropsDeletions(TrustError):
+    """A channel's move no longer covers deletion requests that were covered, and does not say so."""
+
+
+class AuditError(UnlearnServeError):
+    """An audit log was changed, or does not fit what it speaks of."""
+
+
 class BaseModelMismatch(UnlearnServeError):
     """The adapter was trained for another base model than the one at hand."""
 
@@ -71,6 +102,10 @@ class StoreError(UnlearnServeError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached or read."""
+
+
+class DowngradeRefused(StoreUnavailable):
+    """The store is older than what was seen of it: emptied, restored from a backup, or set back by somebody."""
 
 
 class ReleaseNotFound(StoreError):

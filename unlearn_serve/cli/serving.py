@@ -10,7 +10,9 @@ from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.store import ChannelOption, StoreOption
+from unlearn_serve.cli.trust import TrustedOption
 from unlearn_serve.errors import ServingError
+from unlearn_serve.format.keys import read_public_key
 from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, SwapMode
 
 
@@ -45,6 +47,7 @@ def serve(
         typer.Option("--allow-uncovered-routes", help="Serve routes that lack deletion ids of the channel's release."),
     ] = False,
     state_dir: Annotated[str | None, typer.Option(help="Folder for the last applied release and audit log.")] = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
     """Serve a model under a channel's release; all other flags go to `vllm serve`."""
     from unlearn_serve.serving.config import ServingConfig
@@ -61,6 +64,7 @@ def serve(
         route_aliases=_aliases(route_alias or []),
         allow_uncovered_routes=allow_uncovered_routes,
         state_dir=state_dir,
+        trusted_keys=tuple(read_public_key(path) for path in trusted_key or []),
     )
     exec_vllm(model, config, context.args)
 

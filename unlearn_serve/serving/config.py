@@ -8,7 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearn_serve.errors import NotEnforced
+from unlearn_serve.format.keys import PublicKey
 from unlearn_serve.serving.plugin import NAME
+from unlearn_serve.store import Store
 
 CONFIG_KEY = "unlearn"
 ADMIN_HEADER = "X-Unlearn-Admin-Key"
@@ -43,6 +45,11 @@ class ServingConfig(BaseModel):
     allow_uncovered_routes: bool = Field(
         default=False, description="Serve routes that do not cover the deletion ids of the channel's release."
     )
+    trusted_keys: tuple[PublicKey, ...] = Field(
+        default=(),
+        strict=False,  # JSON has no tuples
+        description="Ed25519 public keys; with some, what none of them signed is refused.",
+    )
     state_dir: str | None = Field(default=None, description="Folder for the last applied release and the audit log.")
 
     @classmethod
@@ -66,6 +73,14 @@ class ServingConfig(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in (CONFIG_KEY, *first["loc"]))
             raise NotEnforced(f"--additional-config: {where}: {first['msg']}, got {first['input']!r}") from error
+
+    def open_store(self) -> Store:
+        """Open the store, with the trusted keys: the only way in which a server may do so.
+
+        Raises:
+            StoreUnavailable: as `Store.open`.
+        """
+        return Store.open(self.store, trusted_keys=self.trusted_keys)
 
     @property
     def state_path(self) -> Path:

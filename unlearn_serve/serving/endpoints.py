@@ -15,7 +15,6 @@ from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.middleware import NameRelease
 from unlearn_serve.serving.route_middleware import ServeRoutes
 from unlearn_serve.serving.startup import STATE
-from unlearn_serve.store import Store
 
 
 def attach(app: FastAPI) -> None:
@@ -43,6 +42,8 @@ class RollbackRequest(BaseModel):
     reason: str = Field("", max_length=1000)
     actor: str = Field("admin endpoint", min_length=1, max_length=128)
     to_generation: int | None = Field(None, ge=1)
+    allow_uncover: bool = False
+    """What only the later release deleted may be known again; needs a reason."""
 
 
 class ApplyRequest(BaseModel):
@@ -101,9 +102,13 @@ async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(
     """Roll the channel back, for every server that follows it, and swap here at once."""
 
     def move() -> int:
-        store = Store.open(follower.config.store)
+        store = follower.config.open_store()
         entry = store.rollback(
-            follower.config.channel, to_generation=body.to_generation, actor=body.actor, reason=body.reason
+            follower.config.channel,
+            to_generation=body.to_generation,
+            actor=body.actor,
+            reason=body.reason,
+            allow_uncover=body.allow_uncover,
         )
         return entry.generation
 

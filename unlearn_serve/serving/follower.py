@@ -97,13 +97,15 @@ class Follower:
 
     def _store(self) -> Store:
         if self._opened is None:
-            self._opened = Store.open(self.config.store)
+            self._opened = self.config.open_store()
         return self._opened
 
     async def _apply(self, entry: ChannelEntry, mode: SwapMode) -> SwapRecord:
         previous = self.live.entry.release if self.live.entry else None
         try:
-            manifest = await asyncio.to_thread(lambda: self._store().load_manifest(entry.release))
+            manifest = await asyncio.to_thread(
+                lambda: self._store().admit(entry, after=self.live.generation, covered=self.live.deletion_ids)
+            )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
                 record = self._record("relabel", ok=True, entry=entry, deletion_ids=manifest.deletion_ids)
@@ -177,6 +179,8 @@ class Follower:
                 "generation": entry.generation,
                 "action": entry.action,
                 "actor": entry.actor,
+                "reason": entry.reason or None,
+                "uncovers": entry.uncovers,
             }
         return SwapRecord(event=event, at=now(), channel=self.config.channel, ok=ok, **fields)
 

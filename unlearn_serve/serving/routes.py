@@ -18,7 +18,6 @@ from unlearn_serve.serving import metrics, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import PLAIN, Live
 from unlearn_serve.serving.route_names import RouteNames
-from unlearn_serve.store import Store
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -129,7 +128,7 @@ class Routes:
         known = self.names.known(label)
         if known is not None and (route := self._held.get(known)):
             return known, route.deletion_ids  # served on while the store is away
-        store = Store.open(self.config.store)
+        store = self.config.open_store()
         digest = self.names.digest(label, store)
         return digest, frozenset(store.load_manifest(digest).deletion_ids)
 

@@ -83,7 +83,7 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
             swapper=swapper,
             live=live,
             app_state=state,
-            last_applied=LastApplied(config.state_path),
+            last_applied=LastApplied(config.state_path, config.trusted_keys),
         )
     except OSError as error:
         raise NotEnforced(f"--state-dir: expected a folder that can be written, got {error}") from error

@@ -74,7 +74,7 @@ class WorkerRoutes:
             _write_withdrawn(Path(path))
             self._built[release] = _with_layers(lora_id, 1, {}, Route(release=PLAIN, activation=0))
             return
-        self._staging[release] = Staging(release, self._config.store, self._layers.base_model, take)
+        self._staging[release] = Staging(release, self._config, self._layers.base_model, take)
 
     def staging(self, release: str) -> tuple[str, str | None]:
         """Return how far `stage` is: busy, ready or failed, and why it failed."""
