@@ -3,6 +3,7 @@
 from unlearn_serve.evaluation.evaluate import evaluate, evaluate_served
 from unlearn_serve.evaluation.gate import Gate
 from unlearn_serve.evaluation.measures import Measure, Measures
+from unlearn_serve.evaluation.page import write_report
 from unlearn_serve.evaluation.record import RECORD_NAME, Results, read_reference, write_record
 from unlearn_serve.evaluation.scores import Scores
 
@@ -17,4 +18,5 @@ __all__ = [
     "evaluate_served",
     "read_reference",
     "write_record",
+    "write_report",
 ]

@@ -7,7 +7,6 @@ is greedy itself, for that has just been computed: a memorised answer costs no s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -114,7 +113,10 @@ class Checkpoint:
         self, asked: Sequence[_Asked], best: Sequence[list[int]], cache: DynamicCache, max_new_tokens: int
     ) -> list[str]:
         """The greedy answers; `best` are the most likely tokens along the gold answers that `cache` was filled with."""
-        said = [self._until_stop(_agreed(one.answer, likely), max_new_tokens) for one, likely in zip(asked, best)]
+        said = [
+            self._until_stop(_agreed(one.answer, likely), max_new_tokens)
+            for one, likely in zip(asked, best, strict=True)
+        ]
         active = [i for i, tokens in enumerate(said) if not self._ended(tokens, max_new_tokens)]
         device = self._model.device
         # The last token said was not computed on yet. Prompts were put flush right before the answers were computed.
@@ -175,13 +177,18 @@ def _asked(probe: Probe, row: int, which: int) -> _Asked:
     return _Asked(row, len(probe.prompt), probe.prompt[-1], probe.answers[which], probe.closed[which])
 
 
-def _shared_beginning(probes: Sequence[Probe]) -> list[int]:
+def _shared_beginning(probes: Sequence[Probe]) -> tuple[int, ...]:
     """What all prompts begin with, but for the last token of each; nothing where there is but one prompt."""
-    return list(commonprefix([one.prompt[:-1] for one in probes])) if len(probes) > 1 else []
+    if len(probes) < 2:
+        return ()
+    # What the first and the last in order share, all between them share.
+    first, last = min(one.prompt[:-1] for one in probes), max(one.prompt[:-1] for one in probes)
+    end = next((i for i, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), len(first))
+    return first[:end]
 
 
 def _agreed(answer: Sequence[int], best: Sequence[int]) -> list[int]:
-    """The beginning of the greedy answer: the gold answer's tokens while they are greedy, then the first that differs."""
+    """The beginning of the greedy answer: the gold answer's tokens while they are greedy, then the one that differs."""
     for i, (token, likely) in enumerate(zip(answer, best, strict=True)):
         if token != likely:
             return [*answer[:i], likely]

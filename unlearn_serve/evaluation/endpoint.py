@@ -108,9 +108,7 @@ class Endpoint:
 
     def _read(self, probe: Probe, max_new_tokens: int) -> Reading:
         said = self._complete([list(probe.prompt)], max_tokens=max_new_tokens)
-        scored = self._complete(
-            [[*probe.prompt, *answer] for answer in probe.answers], max_tokens=1, prompt_logprobs=0
-        )
+        scored = self._complete([[*probe.prompt, *answer] for answer in probe.answers], max_tokens=1, prompt_logprobs=0)
         return Reading(
             said[0]["text"].strip(),
             tuple(
@@ -127,9 +125,7 @@ class Endpoint:
                 f"{'none' if not positions else len(positions)}; only servers that offer it, as vLLM does, can be read"
             )
         # Each entry is a map from token ids to their log-probabilities and ranks; the token itself is always in it.
-        found = [
-            position[str(token)] for position, token in zip(positions[len(probe.prompt) :], answer, strict=True)
-        ]
+        found = [position[str(token)] for position, token in zip(positions[len(probe.prompt) :], answer, strict=True)]
         return Tokens(
             np.array([one["logprob"] for one in found], dtype=np.float64),
             np.array([one["rank"] == 1 for one in found]),

@@ -1,12 +1,12 @@
 """When a release may be published: thresholds that an adapter's evaluation must meet, in a small YAML file.
 
-    schema: unlearn-serve/gate/1
-    thresholds:
-      forget.probability: {max: 0.05}
-      forget.extraction_strength: {max: 0.2}
-      forget.samples: {min: 16}
-      retain.accuracy: {min: 0.9, max_drop: 0.05}
-      privacy_leak: {min: -0.2, max: 0.2}
+schema: unlearn-serve/gate/1
+thresholds:
+  forget.probability: {max: 0.05}
+  forget.extraction_strength: {max: 0.2}
+  forget.samples: {min: 16}
+  retain.accuracy: {min: 0.9, max_drop: 0.05}
+  privacy_leak: {min: -0.2, max: 0.2}
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Gate:
         if len(data) > MAX_GATE_BYTES:
             raise FormatError(f"{path}: expected at most {MAX_GATE_BYTES} bytes, got {len(data)}")
         try:
-            found = yaml.load(data, _UniqueKeys)  # noqa: S506 - a SafeLoader
+            found = yaml.load(data, _UniqueKeys)  # a SafeLoader
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
             raise FormatError(f"{path}: expected YAML, got: {' '.join(str(problem).split())}") from None
         with one_line_errors(str(path), FormatError):
@@ -110,10 +110,11 @@ class Gate:
             GateError: not evaluated with an adapter, or thresholds are missed; names each with expected and got.
         """
         if evaluation is None or not evaluation.after:
-            raise GateError(f"{what}: expected an evaluation for {self.source} to judge, got none; run unlearn-serve eval")
+            raise GateError(
+                f"{what}: expected an evaluation for {self.source} to judge, got none; run unlearn-serve eval"
+            )
         if failures := self.failures(evaluation):
-            count = f"{len(failures)} of {len(self.thresholds)} measures miss"
-            raise GateError(f"{what}: {count} the thresholds of {self.source}: {'; '.join(failures)}")
+            raise GateError(f"{what}: {len(failures)} thresholds of {self.source} missed: {'; '.join(failures)}")
         return evaluation.model_copy(update={"gate": GateVerdict(sha256=self.sha256, passed=True)})
 
 
@@ -127,25 +128,20 @@ def _values(evaluation: Evaluation, phase: Literal["before", "after"]) -> dict[s
 
 
 def _misses(threshold: Threshold, before: float | None, after: float | None) -> list[str]:
-    bounds = [
-        (threshold.min, "at least", lambda bound: after >= bound),
-        (threshold.max, "at most", lambda bound: after <= bound),
-    ]
-    if after is None:
-        expected = [f"{words} {bound:g}" for bound, words, _ in bounds if bound is not None]
-        wanted = " and ".join(expected) or f"a drop of at most {threshold.max_drop:g}"
-        return [f"expected {wanted}, got no such score; evaluate with the sets that it needs"]
-    missed = [
-        f"expected {words} {bound:g}, got {after:g}" for bound, words, holds in bounds if bound is not None and not holds(bound)
-    ]
-    if threshold.max_drop is not None:
-        if before is None:
-            missed.append(f"expected a drop of at most {threshold.max_drop:g}, got no score before")
-        elif before - after > threshold.max_drop:
-            missed.append(
-                f"expected a drop of at most {threshold.max_drop:g}, got {before - after:g} (from {before:g} to {after:g})"
-            )
+    """What of one threshold does not hold, each as expected and got."""
+    least, most, drop = threshold.min, threshold.max, threshold.max_drop
+    missed = []
+    if least is not None and (after is None or not after >= least):
+        missed.append(f"expected at least {least:g}, got {_shown(after)}")
+    if most is not None and (after is None or not after <= most):
+        missed.append(f"expected at most {most:g}, got {_shown(after)}")
+    if drop is not None and (before is None or after is None or not before - after <= drop):
+        missed.append(f"expected a drop of at most {drop:g}, got {_shown(before)} before and {_shown(after)} after")
     return missed
+
+
+def _shown(value: float | None) -> str:
+    return "no such score (evaluate with the sets it needs)" if value is None else f"{value:g}"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -154,5 +150,5 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         found = super().construct_mapping(node, deep=deep)
         if len(found) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice", node.start_mark)
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key occurs twice")
         return found

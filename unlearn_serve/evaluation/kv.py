@@ -12,7 +12,9 @@ from transformers import DynamicCache
 
 def share(cache: DynamicCache, rows: int) -> DynamicCache:
     """The one row of `cache`, for `rows` rows."""
-    return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values, *_ in cache])
+    return DynamicCache(
+        [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values, *_ in cache]
+    )
 
 
 def flush_right(cache: DynamicCache, rows: Tensor, lengths: Tensor, *, skip: Tensor | None = None) -> DynamicCache:

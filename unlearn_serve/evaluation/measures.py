@@ -1,8 +1,8 @@
 """What the examples' scores say about a model: one value with its confidence interval for each measure.
 
 A measure of one set is named `set.measure` (`forget.extraction_strength`), one over several sets by itself
-(`privacy_leak`). What a set is for follows from its name: `forget...` was to be forgotten, `retain...` to stay, `holdout`
-no training saw, `general...` is what the model should be good at.
+(`privacy_leak`). What a set is for follows from its name: `forget...` was to be forgotten, `retain...` to stay,
+`holdout` no training saw, `general...` is what the model should be good at.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,9 +153,7 @@ def _measure(statistic: Callable[..., Floats], sizes: Sequence[int], seed: int) 
     """A statistic of row indices: its value on all rows, and its interval."""
     spread = interval(statistic, sizes, seed=seed)
     low, high = (None, None) if spread is None else spread
-    return Measure(
-        value=float(statistic(*(np.arange(size) for size in sizes))), low=low, high=high, samples=sum(sizes)
-    )
+    return Measure(value=float(statistic(*(np.arange(size) for size in sizes))), low=low, high=high, samples=sum(sizes))
 
 
 def _mean_of(values: Floats) -> Callable[[Floats], Floats]:

@@ -160,5 +160,3 @@ def prompt_as_json(example: Example) -> Any:
     if example.prompt is None or isinstance(example.prompt, str):
         return example.prompt
     return [message.model_dump() for message in example.prompt]
-
-

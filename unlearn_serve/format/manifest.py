@@ -11,7 +11,17 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from unlearn_serve.errors import ManifestError
-from unlearn_serve.format.fields import DeletionId, Line, MeasureName, NonEmptyLine, SetName, Sha256, SitePath, Text, UtcTime
+from unlearn_serve.format.fields import (
+    DeletionId,
+    Line,
+    MeasureName,
+    NonEmptyLine,
+    SetName,
+    Sha256,
+    SitePath,
+    Text,
+    UtcTime,
+)
 from unlearn_serve.format.strict_json import StrictModel
 
 SCHEMA: Final = "unlearn-serve/manifest/1"

@@ -1,4 +1,4 @@
-"""Does a model prefer the right answer to wrong ones of the same form? (Maini et al. 2024, TOFU, arXiv:2401.06121)"""
+"""Whether a model prefers right answers to wrong ones of the same form (TOFU, Maini et al. 2024, arXiv:2401.06121)."""
 
 from collections.abc import Sequence
 
