@@ -24,7 +24,8 @@ def gate(tmp_path: Path, text: str) -> Gate:
 
 
 def test_what_holds_is_recorded_with_the_gates_digest(tmp_path: Path) -> None:
-    text = f"{HEAD}  forget.probability: {{max: 0.05}}\n  forget.samples: {{min: 16}}\n  retain.rouge_l: {{max_drop: 0.2}}\n"
+    text = f"{HEAD}  forget.probability: {{max: 0.05}}\n  forget.samples: {{min: 16}}\n"
+    text += "  retain.rouge_l: {max_drop: 0.2}\n"
     judged = gate(tmp_path, text).judge(EVALUATION, what="adapter")
     assert judged.gate == GateVerdict(sha256=hashlib.sha256(text.encode()).hexdigest(), passed=True)
     assert judged.model_copy(update={"gate": None}) == EVALUATION

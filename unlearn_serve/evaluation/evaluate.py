@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,13 @@ class _Asked:
         return cls(examples, probes, max_new_tokens)
 
     def put_to(self, source: Source, phase: str) -> dict[str, list[Scores]]:
-        """Read and score every set."""
-        found: dict[str, list[Scores]] = {}
-        for name, probes in self.probes.items():
-            with _progress(f"{phase}: {name}", len(probes)) as advance:
-                readings = source.read(probes, max_new_tokens=self.max_new_tokens, advance=advance)
-            found[name] = [score(*pair) for pair in zip(self.examples[name], readings, strict=True)]
-        return found
+        """Read and score every set; all in one go, so that rows of like length share a pass whatever their set."""
+        rows = [row for examples in self.examples.values() for row in examples]
+        probes = [probe for probes in self.probes.values() for probe in probes]
+        with _progress(phase, len(probes)) as advance:
+            readings = source.read(probes, max_new_tokens=self.max_new_tokens, advance=advance)
+        scored = iter([score(*pair) for pair in zip(rows, readings, strict=True)])
+        return {name: list(islice(scored, len(examples))) for name, examples in self.examples.items()}
 
 
 def _evaluated(
