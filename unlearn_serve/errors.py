@@ -2,7 +2,7 @@
 
 UnlearnServeError
 ├── DataError               a training or evaluation file is not what it should be
-├── FormatError             an adapter or release breaks the format's rules
+├── FormatError             an adapter, a release or a gate breaks its format's rules
 │   ├── ManifestError           manifest.json: not JSON, unknown keys, bad values
 │   ├── AdapterFileError        adapter files: header, names, shapes, dtypes, NaN
 │   └── DigestError             a file's bytes are not those its digest names
@@ -16,6 +16,7 @@ UnlearnServeError
 ├── UnsupportedModel        no feed-forward module found, or an architecture out of reach
 ├── TrainingError           training cannot start or did not reach its target
 ├── FusionError             these adapters cannot be fused
+├── GateError               an adapter's scores miss a gate's thresholds
 ├── StoreError
 │   ├── StoreUnavailable        the store cannot be reached or read
 │   │   └── DowngradeRefused        the store is older than what was seen of it
@@ -41,7 +42,7 @@ class DataError(UnlearnServeError):
 
 
 class FormatError(UnlearnServeError):
-    """An adapter or a release breaks the format's rules."""
+    """An adapter, a release or a gate breaks its format's rules."""
 
 
 class ManifestError(FormatError):
@@ -94,6 +95,10 @@ class TrainingError(UnlearnServeError):
 
 class FusionError(UnlearnServeError):
     """These adapters cannot be fused."""
+
+
+class GateError(UnlearnServeError):
+    """An adapter's scores miss thresholds of a gate, or it has none; it is not to be published."""
 
 
 class StoreError(UnlearnServeError):
