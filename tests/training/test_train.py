@@ -204,6 +204,16 @@ def test_grams_are_x_transposed_x_of_what_the_maps_read(toy: Path, tmp_path: Pat
         a = torch.nn.functional.silu(h @ tensors.w_down[block].T)
         torch.testing.assert_close(grams[block].up, a.T @ a, rtol=1e-3, atol=1e-5)
 
+    rough = train(
+        arguments(toy, tmp_path / "rough", forget=tmp_path / "text.jsonl", retain=None, max_steps=3, gram_sketch=2)
+    )
+    assert (rough / "adapter_model.safetensors").read_bytes() == (out / "adapter_model.safetensors").read_bytes()
+    sketched = GramFile(rough / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
+    for block, gram in grams.items():
+        torch.testing.assert_close(sketched[block].down.diagonal(), gram.down.diagonal(), rtol=1e-4, atol=1e-5)
+        assert 0.01 < (sketched[block].down - gram.down).norm() / gram.down.norm() < 0.9, "four tokens in two rows"
+    assert (rough / "grams.safetensors").stat().st_size < (out / "grams.safetensors").stat().st_size / 3
+
 
 def test_two_processes_train_one_adapter(toy: Path, tmp_path: Path) -> None:
     """Under torchrun: each process sees examples of its own, both end with the same layers, one writes."""

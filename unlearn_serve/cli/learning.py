@@ -80,6 +80,9 @@ def train(
             help="Also train on what the model itself answers; needless where the data are its words.",
         ),
     ] = None,
+    gram_sketch: Annotated[
+        int | None, typer.Option(help="Rows that stand for a Gram matrix, for large models; default: exact Grams.")
+    ] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: none.")] = None,
     seed: Annotated[int, typer.Option(help="Adapters to be fused had best share it.")] = 0,
 ) -> None:
@@ -101,6 +104,7 @@ def train(
         "gold_only": gold_only,
         "refusal": refusal,
         "own_answers": own_answers,
+        "gram_sketch": gram_sketch,
     }
     if max_steps is not None and epochs is not None:
         raise typer.BadParameter("--max-steps and --epochs: expected one of them, got both")
@@ -156,11 +160,22 @@ def fuse(
     method: Annotated[
         Literal["regmean", "cat", "mean"], typer.Option(help="regmean: the paper's; cat: exact sum, ranks add up.")
     ] = "regmean",
+    scaling: Annotated[
+        Literal["unit", "none"] | None,
+        typer.Option(
+            help="unit: Grams scaled to a mean diagonal of 1; none: as published. For regmean."
+        ),
+    ] = None,
+    off_diagonal: Annotated[float | None, typer.Option(help="Factor of what is off the Grams' diagonals.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Added to the diagonals, in units of their mean.")] = None,
 ) -> None:
     """Fuse adapters into one that covers all their deletion requests, in closed form and without data."""
-    from unlearn_serve.fusion import fuse_dirs
+    from unlearn_serve.fusion import RegMean, fuse_dirs
 
-    typer.echo(fuse_dirs(adapters, out, method))
+    given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]
+    typer.echo(fuse_dirs(adapters, out, method, options))
 
 
 def _parse_blocks(text: str) -> tuple[int, ...]:

@@ -122,6 +122,9 @@ class TrainArgs:
     """MiB of memory for the frozen model's outputs (hidden states under the first layer, logits at answers). What does
     not fit is computed anew at every step."""
 
+    gram_sketch: int | None = None
+    """Rows that stand for each Gram matrix [d, d] of hidden states, see `GramSketch`; None: exact Grams."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the base model's weights and activations; auto: that of its checkpoint. Layers are trained in fp32."""
 
@@ -145,6 +148,8 @@ class TrainArgs:
                 raise TrainingError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.epochs is not None and self.epochs < 1:
             raise TrainingError(f"epochs: expected at least 1 or none, got {self.epochs}")
+        if self.gram_sketch is not None and self.gram_sketch < 1:
+            raise TrainingError(f"gram_sketch: expected at least 1 or none, got {self.gram_sketch}")
         if self.holdout is not None and self.retrained is not None:
             raise TrainingError("holdout and retrained: expected one of them, got both; each says when to stop")
         if self.objective.refuses and self.gold_only:

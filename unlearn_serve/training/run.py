@@ -93,6 +93,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             trainer.model_wrapped,
             trainer.outputs,
             range(len(examples.encoded)),
+            sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )
     trainer.save_model(str(args.out))
