@@ -139,20 +139,20 @@ def test_regmean_of_different_ranks_counts_missing_units_as_idle(activation: str
     wide, narrow = adapter(0, rank=5, activation=activation), adapter(1, rank=3, activation=activation)
     w_down = {b: torch.cat([w, torch.zeros(2, D)]) for b, w in narrow.tensors.w_down.items()}
     w_up = {b: torch.cat([w, torch.zeros(D, 2)], dim=1) for b, w in narrow.tensors.w_up.items()}
-    grams = {}
-    for block, one in narrow.grams.items():
-        # A mean diagonal of 1 is meant over the units that there are, which the written out form would dilute.
-        scale = RegMean().moment(one.up).diagonal().mean() / one.up.diagonal().mean()
-        grams[block] = SiteGrams(down=one.down, up=torch.nn.functional.pad(one.up * scale, (0, 2, 0, 2)))
+    pad = torch.nn.functional.pad
+    grams = {b: SiteGrams(down=one.down, up=pad(one.up, (0, 2, 0, 2))) for b, one in narrow.grams.items()}
     tensors = AdapterTensors(rank=5, activation=activation, w_down=w_down, w_up=w_up)
     written_out = Fusible(name="written out", tensors=tensors, grams=grams)
     h = draw(9, 20, D)
     torch.testing.assert_close(delta(written_out, 1, h), delta(narrow, 1, h))
 
-    fused, expected = fuse([wide, narrow]), fuse([wide, written_out])
+    options = RegMean(ridge=1e-9)  # of which the idle units of the written out form have a share
+    fused, expected = fuse([wide, narrow], options=options), fuse([wide, written_out], options=options)
     assert fused.tensors.rank == 5
     for block in (1, 3):
-        torch.testing.assert_close(fused.tensors.w_down[block], expected.tensors.w_down[block], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused.tensors.w_down[block], expected.tensors.w_down[block], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused.tensors.w_up[block], expected.tensors.w_up[block], rtol=1e-3, atol=1e-4)
+    fused = fuse([wide, narrow])
     mirrored = fuse([narrow, wide])
     for block in (1, 3):
         torch.testing.assert_close(mirrored.tensors.w_up[block], fused.tensors.w_up[block], rtol=1e-6, atol=1e-7)

@@ -29,9 +29,9 @@ def gram(x: Tensor) -> Tensor:
 
 
 def test_by_hand() -> None:
-    """Two maps 2 -> 1. G1 = diag(3, 1) scales to diag(1.5, 0.5), G2 = diag(0, 4) to diag(0, 2); no ridge to speak of.
+    """Two maps 2 -> 1. G1 = diag(3, 1) scales to diag(.75, .25), G2 = diag(0, 4) to diag(0, 1); no ridge to speak of.
 
-    First input: (1.5 * 2 + 0 * 10) / 1.5 = 2. Second: (0.5 * 4 + 2 * 9) / 2.5 = 8.
+    First input: (.75 * 2 + 0 * 10) / .75 = 2. Second: (.25 * 4 + 1 * 9) / 1.25 = 8.
     Unscaled, as published, the second is (1 * 4 + 4 * 9) / 5 = 8 as well and the first 2.
     """
     ws = [torch.tensor([[2.0, 4.0]]), torch.tensor([[10.0, 9.0]])]
@@ -47,7 +47,7 @@ def test_by_hand() -> None:
 
 
 def test_off_diagonal_by_hand() -> None:
-    """G1 = [[1, .8], [.8, 1]] shrinks to [[1, .4], [.4, 1]] at 0.5; G2 = I; W1 = (1, 0), W2 = (0, 0).
+    """Halves cancel. G1 = [[1, .8], [.8, 1]] shrinks to [[1, .4], [.4, 1]] at 0.5; G2 = I; W1 = (1, 0), W2 = (0, 0).
 
     (M1 + I) w = M1 (1, 0) = (1, .4): [[2, .4], [.4, 2]] w = (1, .4) gives w = (1.84, -.4 + .8) / 3.84.
     """
@@ -69,8 +69,8 @@ def test_is_the_least_squares_solution(seed: int, maps: int, tokens: int, option
     ws, grams = [], []
     for i in range(maps):
         x, w = draw(seed + i, tokens, size) * 3.0**i, draw(seed + 50 + i, out, size)
-        mean = x.square().sum() / size
-        unit, scaled = (1.0, x / mean.sqrt()) if options.scaling == "unit" else (mean, x)
+        trace = x.square().sum()
+        unit, scaled = (1 / size, x / trace.sqrt()) if options.scaling == "unit" else (trace / size, x)
         # shrink(G) = off_diagonal X^T X + (1 - off_diagonal) diag(X^T X), and the ridge: each a Gram of its own rows
         diagonal = (scaled.square().sum(0) * (1 - options.off_diagonal)).sqrt().diag()
         ridge = (options.ridge * unit) ** 0.5 * torch.eye(size, dtype=torch.float64)

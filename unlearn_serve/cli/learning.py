@@ -162,9 +162,7 @@ def fuse(
     ] = "regmean",
     scaling: Annotated[
         Literal["unit", "none"] | None,
-        typer.Option(
-            help="unit: Grams scaled to a mean diagonal of 1; none: as published. For regmean."
-        ),
+        typer.Option(help="unit: each adapter has one say; none: as published, more text has more. Of regmean."),
     ] = None,
     off_diagonal: Annotated[float | None, typer.Option(help="Factor of what is off the Grams' diagonals.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Added to the diagonals, in units of their mean.")] = None,

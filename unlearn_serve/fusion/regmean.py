@@ -22,14 +22,14 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class RegMean:
-    """How a Gram G becomes the weight M of its map: M = shrink(s G) + ridge t I.
+    """How a Gram G [n, n] becomes the weight M of its map: M = shrink(s G) + ridge t I.
 
-    scaling "unit": s = 1 / mean(diag G), t = 1. scaling "none": s = 1, t = mean(diag G).
+    scaling "unit": s = 1 / tr G, t = 1 / n. scaling "none": s = 1, t = tr G / n.
     """
 
     scaling: Scaling = "unit"
-    """unit: each Gram is scaled to a mean diagonal of 1, so that the amount of text behind a map does not decide.
-    none: as published, a map that saw twice the text counts twice."""
+    """unit: each Gram is scaled to a trace of 1, so that neither the amount of text behind a map nor its adapter's rank
+    decides. none: as published, a map that saw twice the text counts twice."""
 
     off_diagonal: float = 0.9
     """Factor of the Gram's elements off the diagonal, in [0, 1]: 1 trusts the correlations of the inputs, 0 ignores
@@ -56,10 +56,11 @@ class RegMean:
     def moment(self, gram: Tensor) -> Tensor:
         """Return M [n, n] in fp64 of a Gram [n, n] of any floating dtype; one of zeros (no input) becomes ridge I."""
         wide = gram.double()
-        mean = wide.diagonal().mean()
-        scale, unit = (1.0, mean.clamp_min(_FLOOR)) if self.scaling == "none" else (1.0 / mean, torch.ones(()))
-        if not mean > 0:
-            scale = 1.0
+        trace, size = wide.diagonal().sum(), len(wide)
+        if self.scaling == "unit":
+            scale, unit = (1.0 / trace if trace > 0 else torch.ones(())), torch.tensor(1.0 / size)
+        else:
+            scale, unit = torch.ones(()), (trace / size).clamp_min(_FLOOR)
         moment = wide * (scale * self.off_diagonal)
         moment.diagonal().copy_(wide.diagonal() * scale + self.ridge * unit)
         return moment
