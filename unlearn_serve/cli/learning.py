@@ -1,4 +1,4 @@
-"""Commands of the offline side: train, eval, fuse."""
+"""Commands of the offline side: train, eval, fuse, merge."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command(name="eval")(eval_)
     app.command()(fuse)
+    app.command()(merge)
 
 
 def train(
@@ -129,6 +130,17 @@ def fuse(
     from unlearn_serve.fusion import fuse_dirs
 
     typer.echo(fuse_dirs(adapters, out, method))
+
+
+def merge(
+    model: ModelOption,
+    adapter: Annotated[Path, typer.Option(help="Adapter folder; its activation must be identity.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+) -> None:
+    """Fold an identity-activation adapter into the base model's weights: an ordinary checkpoint, not swappable."""
+    from unlearn_serve.fusion import merge_dirs
+
+    typer.echo(merge_dirs(model, adapter, out))
 
 
 def _parse_blocks(text: str) -> tuple[int, ...]:
