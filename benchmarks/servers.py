@@ -1,0 +1,138 @@
+"""Servers under test: started from here, several alive at once, each idle unless it is its turn."""
+
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.processes import BenchmarkError, Measured, clean_environment
+
+NAME = "base"
+"""The served model's name, in every server."""
+
+START_SECONDS = 600.0
+IDLE_CORES = 0.05
+"""A server that keeps more of a core busy while it should idle would be part of every other one's figure."""
+
+COMMON_FLAGS = (
+    *("--served-model-name", NAME),
+    *("--dtype", "bfloat16"),
+    *("--max-model-len", "1024"),
+    *("--max-num-seqs", "16"),
+    *("--host", "127.0.0.1"),
+    "--disable-uvicorn-access-log",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec:
+    """How to start one server."""
+
+    name: str
+    arguments: Callable[[], Sequence[str]]
+    """All after `python -m`; called at start, since inputs may have to be made first."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Server(Measured):
+    """A server that is being started; `wait_ready` before anything is asked of it."""
+
+    def __init__(self, spec: ServerSpec, *, logs: Path) -> None:
+        self.spec = spec
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.admin_key = secrets.token_urlsafe(16)
+        self.started = time.monotonic()
+        super().__init__(
+            spec.name,
+            [sys.executable, "-m", *spec.arguments(), *COMMON_FLAGS, "--port", str(self.port)],
+            log=logs / f"{spec.name}.log",
+            environment=clean_environment(
+                VLLM_CPU_KVCACHE_SPACE="1", UNLEARN_ADMIN_KEY=self.admin_key, **spec.environment
+            ),
+        )
+
+    def wait_ready(self) -> float:
+        """Wait until the server answers; returns the seconds since it was started."""
+        while time.monotonic() < self.started + START_SECONDS:
+            self.require_alive()
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return time.monotonic() - self.started
+            except httpx.TransportError:
+                pass
+            time.sleep(0.25)
+        raise BenchmarkError(f"{self.name}: not ready after {START_SECONDS:.0f} s; see {self.log}")
+
+    def require_idle(self, seconds: float = 3.0) -> None:
+        """Raise BenchmarkError where the server, asked nothing, keeps a core busy."""
+        time.sleep(2.0)  # vLLM's processes spin for a second after the last request
+        if (busy := self.busy_fraction(seconds)) > IDLE_CORES:
+            raise BenchmarkError(f"{self.name}: expected an idle server to use no core, got {busy:.2f} cores busy")
+
+    def admin(self, path: str) -> dict[str, Any]:
+        """GET /v1/unlearning/`path`."""
+        response = httpx.get(
+            f"{self.url}/v1/unlearning/{path}", headers={"X-Unlearn-Admin-Key": self.admin_key}, timeout=60
+        )
+        answer: dict[str, Any] = response.raise_for_status().json()
+        return answer
+
+    def wait_live(self, release: str) -> None:
+        """Wait until `release` is live."""
+        deadline = time.monotonic() + 60
+        while self.admin("status")["live"]["release"] != release:
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{self.name}: {release[:12]} was not live after 60 s; see {self.log}")
+            time.sleep(0.05)
+
+
+class Fleet:
+    """Servers that are alive together. Use as a context manager: whatever happens, every one is ended."""
+
+    def __init__(self, specs: Iterable[ServerSpec], *, logs: Path, say: Callable[[str], None]) -> None:
+        self._specs = list(specs)
+        self._logs = logs
+        self._say = say
+        self.servers: dict[str, Server] = {}
+        self.failed: dict[str, str] = {}
+        """Server name -> why it did not start."""
+
+    def __enter__(self) -> "Fleet":
+        try:
+            # One at a time: each start compiles, and vLLM sizes itself by the memory that is free.
+            for spec in self._specs:
+                self._say(f"starting {spec.name}")
+                self._start(spec)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers.values():
+            server.stop()
+
+    def _start(self, spec: ServerSpec) -> None:
+        server = Server(spec, logs=self._logs)
+        self.servers[spec.name] = server
+        try:
+            self._say(f"{spec.name} is ready after {server.wait_ready():.0f} s")
+            server.require_idle()
+        except BenchmarkError as problem:
+            self.failed[spec.name] = str(problem)
+            self._say(f"FAILED {problem}")
+            server.stop()
+            del self.servers[spec.name]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
