@@ -55,16 +55,19 @@ def with_peft(model: Any, folders: list[str]) -> Generate:
     model = model.to(torch.bfloat16).eval()
 
     def generate(batch: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return model.generate(adapter_names=[names[row % len(names)] for row in range(len(batch))], **kwargs)
+        out: torch.Tensor = model.generate(
+            adapter_names=[names[row % len(names)] for row in range(len(batch))], **kwargs
+        )
+        return out
 
     return generate
 
 
 def with_adapters(model: Any, rank: int, count: int) -> Generate:
     """Bottleneck adapters behind each feed-forward network, that library's own kind; a batch is split among them."""
-    import adapters
+    import adapters  # type: ignore[import-not-found]
     from adapters import SeqBnConfig
-    from adapters.composition import BatchSplit
+    from adapters.composition import BatchSplit  # type: ignore[import-not-found]
 
     adapters.init(model)
     names = [f"a{index}" for index in range(count)]
@@ -77,7 +80,8 @@ def with_adapters(model: Any, rank: int, count: int) -> Generate:
         sizes = [len(range(first, len(batch), count)) for first in range(min(count, len(batch)))]
         used = names[: len(sizes)]
         model.set_active_adapters(BatchSplit(*used, batch_sizes=sizes) if len(used) > 1 else used[0])
-        return model.generate(**kwargs)
+        out: torch.Tensor = model.generate(**kwargs)
+        return out
 
     return generate
 

@@ -69,12 +69,20 @@ class SwapResult(ResultLine):
     stall_ms: float | None
     """What the server says that generation stood still, without what is then recomputed."""
     gap_ms: float = Field(gt=0)
-    """Longest time between two tokens of a running stream around the change: median over changes of the worst stream."""
+    """Longest time between two tokens of a running stream around a change: the worst stream, median over changes."""
     tokens_recomputed: float | None
     tokens_under_old: float | None
     """Tokens that running requests still got under the old layer after the new one was live."""
     failed_requests: int = Field(ge=0)
     spread: dict[str, dict[str, float]]
+
+
+class LatencyResult(ResultLine):
+    """`vllm bench latency`: how long one batch takes on the engine alone; milliseconds, medians over engine starts."""
+
+    batch_latency_ms: float = Field(gt=0)
+    ratio_to_plain: float = Field(gt=0)
+    spread: dict[str, float]
 
 
 def summarise(
@@ -95,12 +103,13 @@ def summarise(
         return None
     spreads = {metric: spread(values) for metric, values in ratios.items()}
     to_others = {other: paired_ratios(here, variant, other, "output_tokens_per_s") for other in others}
+    medians: dict[str, Any] = {metric: spread([run[metric] for run in own])["median"] for metric in METRICS}
     return ServingResult(
         variant=variant,
         what=what,
         load=load,  # type: ignore[arg-type]
         batch=batch,
-        **{metric: spread([run[metric] for run in own])["median"] for metric in METRICS},
+        **medians,
         ratio_to_plain=spreads["output_tokens_per_s"]["median"],
         ratios=spreads,
         ratio_to={other: spread(values)["median"] for other, values in to_others.items() if values},

@@ -43,9 +43,9 @@ class ServerSpec:
 class Server(Measured):
     """A server that is being started; `wait_ready` before anything is asked of it."""
 
-    def __init__(self, spec: ServerSpec, *, logs: Path) -> None:
+    def __init__(self, spec: ServerSpec, *, logs: Path, port: int | None = None) -> None:
         self.spec = spec
-        self.port = _free_port()
+        self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_key = secrets.token_urlsafe(16)
         self.started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Medians and paired ratios. A ratio is taken within one block, whose runs follow each other, and only then averaged."""
+"""Paired ratios and spreads. A ratio is taken within one block, whose runs follow each other; then the median."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

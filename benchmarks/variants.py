@@ -1,9 +1,10 @@
 """What is compared: servers, and the variants that are measured on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.inputs import RANK, Inputs
+from benchmarks.inputs import LINEARS, RANK, Inputs
 from benchmarks.load import CELLS, Cell
 from benchmarks.servers import NAME, ServerSpec
 
@@ -30,15 +31,6 @@ class Variant:
     """At most so many rounds: what is many times slower needs no more to show it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Variants, and the servers and peers they need."""
-
-    variants: list[Variant]
-    servers: dict[str, ServerSpec]
-    peers: tuple[str, ...] = field(default=())
-
-
 def vllm(model: Path, *flags: str) -> list[str]:
     """Arguments of a vLLM server as it comes."""
     return ["unlearn_serve.serving.vllm_serve", str(model), *flags]
@@ -51,16 +43,15 @@ def unlearn(inputs: Inputs, channel: str, *flags: str) -> list[str]:
     return ["unlearn_serve.cli.app", "serve", str(inputs.model), *ours, *flags]
 
 
-def lora_flags(inputs: Inputs, kind: str) -> list[str]:
-    """Flags of vLLM's LoRA for the adapters of one kind, restricted to the linears that they target."""
+def _lora_server(inputs: Inputs, kind: str) -> list[str]:
+    # Restricted to the linears that the adapters target: those it wraps in vain would cost vLLM still more.
     adapters = inputs.loras(kind)
-    from benchmarks.inputs import LINEARS
-
-    return [
+    return vllm(
+        inputs.model,
         *("--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(RANK)),
         *("--lora-target-modules", *LINEARS[kind]),
         *("--lora-modules", *(f"{path.name}={path}" for path in adapters)),
-    ]
+    )
 
 
 def route_releases(inputs: Inputs, count: int) -> list[str]:
@@ -85,7 +76,7 @@ def server_specs(inputs: Inputs) -> dict[str, ServerSpec]:
         *(
             ServerSpec(
                 name=f"lora-{kind}",
-                arguments=lambda kind=kind: vllm(inputs.model, *lora_flags(inputs, kind)),
+                arguments=partial(_lora_server, inputs, kind),
                 environment=as_it_comes,
             )
             for kind in ("down", "all")
@@ -100,9 +91,7 @@ def variants(inputs: Inputs) -> list[Variant]:
     few = tuple(cell for cell in CELLS if cell.batch == 8)
     return [
         Variant(name=PLAIN, what="vLLM as it comes, compiled", server=PLAIN),
-        Variant(
-            name="plain-again", what="a second such server: what this harness cannot resolve", server="plain-again"
-        ),
+        Variant(name="plain-again", what="a second such server: what the harness cannot resolve", server="plain-again"),
         Variant(name="merged", what="vLLM as it comes, identity adapter folded into down_proj", server="merged"),
         Variant(name="default", what="the default route: one release for all requests", server="default"),
         Variant(name="routes4", what="4 releases mixed", server="routes", models=route_names(inputs, 4)),
