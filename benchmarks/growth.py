@@ -3,50 +3,67 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import RANK, Inputs
 from benchmarks.load import Cell, Client
 from benchmarks.machine import describe
-from benchmarks.processes import BenchmarkError
 from benchmarks.results import GrowthResult, write_lines
 from benchmarks.runs import RunLog, block_order
 from benchmarks.servers import NAME, Fleet, ServerSpec
 from benchmarks.statistics import paired_ratios, spread
 from benchmarks.variants import route_names, unlearn
 
-COVERED = (1, 10, 100, 1000)
-RESIDENT = (1, 4, 16, 64)
 CELL = Cell(load="decode", batch=8)
-CHANNEL = "growth"
 SEED = 3
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Something that grows, and what each of its values is called in the runs."""
+    """Something that grows: a server for each of its values, all alive together."""
 
     name: str
     values: Sequence[int]
     what: str
+    arguments: Callable[[Inputs, int], list[str]]
+    """Arguments of one value's server."""
+    models: Callable[[Inputs, int], Sequence[str]]
+    """Whom requests to one value's server ask for, in turn."""
 
     def variant(self, value: int) -> str:
         """Return the variant's name for one value."""
         return f"{self.name}-{value}"
 
 
+def _covering(inputs: Inputs, value: int) -> list[str]:
+    channel = f"covers-{value}"
+    inputs.promote(inputs.release(SEED, ids=value), channel)
+    return unlearn(inputs, channel)
+
+
+def _with_routes(inputs: Inputs, value: int) -> list[str]:
+    inputs.promote(inputs.release(SEED), "growth")
+    route_names(inputs, value)
+    return unlearn(inputs, "growth", "--routes", str(value))
+
+
 AXES = (
     Axis(
         name="deletion_requests_covered",
-        values=COVERED,
-        what="one server; the default route's release has one adapter, rank 64, and a manifest that covers n requests",
+        values=(1, 10, 100, 1000),
+        what="default route; the release has one adapter, rank 64, and a manifest that covers n deletion requests",
+        arguments=_covering,
+        models=lambda _, __: [NAME],
     ),
     Axis(
         name="releases_resident",
-        values=RESIDENT,
-        what="a server each with n route slots, all in use; requests ask for the n releases in turn",
+        values=(1, 4, 16, 64),
+        what="n route slots, a release in each; requests ask for the n releases in turn",
+        arguments=_with_routes,
+        models=route_names,
     ),
 )
 
@@ -55,9 +72,9 @@ def run(out: Path, results: Path, *, rounds: int, say: Say) -> None:
     """Measure `rounds` rounds along both axes and write `results`."""
     inputs, logs = Inputs(out / "inputs"), out / "logs"
     log = RunLog(out / "growth-runs.jsonl")
-    for axis, measure in zip(AXES, (_covered, _resident), strict=True):
+    for axis in AXES:
         if any(log.missing([axis.variant(v) for v in axis.values], cell=axis.name, round_=r) for r in range(rounds)):
-            measure(axis, inputs, log, rounds, logs, say)
+            _measure(axis, inputs, log, rounds=rounds, logs=logs, say=say)
     write_lines(results, summary(log, rounds=rounds))
     say(f"wrote {results}")
 
@@ -69,8 +86,8 @@ def summary(log: RunLog, *, rounds: int) -> list[GrowthResult]:
         "config": {
             "model": "SmolLM2-135M-Instruct, bfloat16",
             "rank": RANK,
-            "load": "decode",
-            "batch": 8,
+            "load": CELL.load,
+            "batch": CELL.batch,
             "rounds": rounds,
         },
     }
@@ -106,31 +123,11 @@ def _line(axis: Axis, value: int, runs: Sequence[Mapping[str, Any]], about: Mapp
     )
 
 
-def _covered(axis: Axis, inputs: Inputs, log: RunLog, rounds: int, logs: Path, say: Say) -> None:
-    releases = {value: inputs.release(SEED, ids=value) for value in axis.values}
-    inputs.promote(releases[axis.values[0]], CHANNEL)
-    spec = ServerSpec(name="covered", arguments=lambda: unlearn(inputs, CHANNEL))
-    with Fleet([spec], logs=logs, say=say) as fleet, Client(inputs, logs=logs) as client:
-        _require(fleet)
-        server = fleet.servers["covered"]
-
-        def measure(value: int, seed: int) -> dict[str, Any]:
-            inputs.promote(releases[value], CHANNEL)
-            server.wait_live(releases[value])
-            return client.run(server, [NAME], CELL, seed=seed)
-
-        _rounds(axis, log, rounds, measure, say)
-
-
-def _resident(axis: Axis, inputs: Inputs, log: RunLog, rounds: int, logs: Path, say: Say) -> None:
-    names = route_names(inputs, axis.values[-1])
-    inputs.promote(inputs.release(SEED), CHANNEL)
+def _measure(axis: Axis, inputs: Inputs, log: RunLog, *, rounds: int, logs: Path, say: Say) -> None:
+    by_variant = {axis.variant(value): value for value in axis.values}
     specs = [
-        ServerSpec(
-            name=axis.variant(value),
-            arguments=lambda value=value: unlearn(inputs, CHANNEL, "--routes", str(value)),  # type: ignore[misc]
-        )
-        for value in axis.values
+        ServerSpec(name=variant, arguments=partial(axis.arguments, inputs, value))
+        for variant, value in by_variant.items()
     ]
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(specs, logs=logs, say=say))
@@ -138,30 +135,14 @@ def _resident(axis: Axis, inputs: Inputs, log: RunLog, rounds: int, logs: Path, 
             say(f"NOT MEASURED {axis.name}: {next(iter(fleet.failed.values())).splitlines()[0]}")
             return
         client = stack.enter_context(Client(inputs, logs=logs))
-        _rounds(
-            axis,
-            log,
-            rounds,
-            lambda value, seed: client.run(fleet.servers[axis.variant(value)], names[:value], CELL, seed=seed),
-            say,
-        )
-
-
-def _rounds(axis: Axis, log: RunLog, rounds: int, measure: Callable[[int, int], dict[str, Any]], say: Say) -> None:
-    by_variant = {axis.variant(value): value for value in axis.values}
-    for round_ in range(rounds):
-        missing = log.missing(by_variant, cell=axis.name, round_=round_)
-        order = block_order(missing, baseline=axis.variant(axis.values[0]), seed=f"{log.session} {axis.name} {round_}")
-        for turn, variant in enumerate(order):
-            # Values share a server along one axis: every run has prompts that are new to it.
-            figures = measure(by_variant[variant], log.session * 1000 + round_ * 10 + turn)
-            log.append({"variant": variant, "cell": axis.name, "round": round_, "turn": turn, **figures})
-            say(
-                f"round {round_ + 1}/{rounds} {variant:30} {figures['output_tokens_per_s']:8.1f} tokens/s"
-                f" {figures['peak_memory_mib']:7.0f} MiB"
-            )
-
-
-def _require(fleet: Fleet) -> None:
-    for problem in fleet.failed.values():
-        raise BenchmarkError(problem)
+        for round_ in range(rounds):
+            missing = log.missing(by_variant, cell=axis.name, round_=round_)
+            seed = log.session * 1000 + round_
+            for variant in block_order(missing, baseline=axis.variant(axis.values[0]), seed=f"{axis.name} {seed}"):
+                models = axis.models(inputs, by_variant[variant])
+                figures = client.run(fleet.servers[variant], models, CELL, seed=seed)
+                log.append({"variant": variant, "cell": axis.name, "round": round_, **figures})
+                say(
+                    f"round {round_ + 1}/{rounds} {variant:30} {figures['output_tokens_per_s']:8.1f} tokens/s"
+                    f" {figures['peak_memory_mib']:7.0f} MiB"
+                )

@@ -64,19 +64,28 @@ class Inputs:
         return Store.open(str(self.root / "store"), create=True)
 
     def adapter(self, seed: int, *, activation: Activation = "silu", ids: int = 1) -> Path:
-        """Return an adapter folder, rank 64 in all blocks, that covers `ids` deletion requests."""
+        """Return an adapter folder, rank 64 in all blocks, that covers the first `ids` deletion requests.
+
+        So no release with as many leaves out what another covers: each may follow another, or be a route beside it.
+        """
         out = self.root / "adapters" / f"{activation}-{seed}-{ids}"
         if not (out / "manifest.json").exists():
             write_adapter(self.model, out, seed=seed, activation=activation, ids=ids)
         return out
 
     def release(self, seed: int, *, ids: int = 1) -> str:
-        """Return the digest of a published release."""
-        return self.store.publish(self.adapter(seed, ids=ids))
+        """Return the digest of a release, published when it is first asked for."""
+        if (seed, ids) not in self._published:
+            self._published[seed, ids] = self.store.publish(self.adapter(seed, ids=ids))
+        return self._published[seed, ids]
 
     def promote(self, digest: str, channel: str) -> None:
         """Make a release live on a channel."""
         self.store.promote(digest, channel, actor=ACTOR)
+
+    @cached_property
+    def _published(self) -> dict[tuple[int, int], str]:
+        return {}
 
     @cached_property
     def merged(self) -> Path:
@@ -160,7 +169,7 @@ def write_adapter(base: Path, out: Path, *, seed: int, activation: Activation, i
         Manifest(
             base_model=reference,
             adapter=AdapterSpec(rank=RANK, activation=activation, sites=sites, dtype="bfloat16", tensors=specs),
-            deletion_ids=deletion_ids([f"request-{seed}-{index}" for index in range(ids)]),
+            deletion_ids=deletion_ids([f"request-{index}" for index in range(ids)]),
             parents=(),
             provenance=Provenance(
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),  # fixed: the same input has the same digest
