@@ -17,7 +17,9 @@ UnlearnServeError
 │   └── ChannelConflict         somebody moved the channel first
 └── ServingError
     ├── NotEnforced             the engine runs without enforced unlearning layers
-    └── SwapError               a swap was aborted; the earlier release keeps serving
+    ├── SwapError               a swap was aborted; the earlier release keeps serving
+    └── RouteRefused            a request names a release that it cannot be served under
+        └── NotCovered              that release does not cover the default's deletion ids
 
 Messages say what was expected, what was got, and the way out, in one line.
 """
@@ -93,3 +95,11 @@ class NotEnforced(ServingError):
 
 class SwapError(ServingError):
     """A swap was aborted on every worker; the earlier release keeps serving."""
+
+
+class RouteRefused(ServingError):
+    """A request names a release under which this server cannot serve it; other requests are not concerned."""
+
+
+class NotCovered(RouteRefused):
+    """The named release does not cover every deletion id of the channel's release."""

@@ -32,6 +32,11 @@ class ServingConfig(BaseModel):
     max_rank: int = Field(default=128, ge=1, le=1024, description="Largest rank of a release; sizes the buffers.")
     poll_seconds: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks at the channel.")
     stage_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds a worker may take to stage.")
+    routes: int = Field(default=0, ge=0, le=256, description="Routes that are resident at a time; 0 turns them off.")
+    route_aliases: dict[str, str] = Field(default_factory=dict, description="Names for routes: alias -> digest.")
+    allow_uncovered_routes: bool = Field(
+        default=False, description="Serve routes that do not cover the deletion ids of the channel's release."
+    )
     state_dir: str | None = Field(default=None, description="Folder for the last applied release and the audit log.")
 
     @classmethod

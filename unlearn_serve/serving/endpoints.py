@@ -1,18 +1,18 @@
 """HTTP: the admin routes under /v1/unlearning, and the release named on every response."""
 
 import asyncio
-import hashlib
 import os
-import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+from unlearn_serve.serving import route_endpoints
+from unlearn_serve.serving.admin_key import require_admin
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.middleware import NameRelease
+from unlearn_serve.serving.route_middleware import ServeRoutes
 from unlearn_serve.serving.startup import STATE
 from unlearn_serve.store import Store
 
@@ -20,18 +20,9 @@ from unlearn_serve.store import Store
 def attach(app: FastAPI) -> None:
     """Add routes and middleware to vLLM's app. Mutates `app`."""
     app.include_router(router)
-    app.add_middleware(NameRelease)
-
-
-def require_admin(key: Annotated[str | None, Header(alias=ADMIN_HEADER)] = None) -> None:
-    """Let only the admin key pass; compares digests in constant time."""
-    expected = os.environ.get(ADMIN_KEY_VARIABLE)
-    if not expected:
-        raise HTTPException(403, f"admin endpoints are off: start the server with {ADMIN_KEY_VARIABLE} set")
-    if key is None:
-        raise HTTPException(401, f"expected the admin key in the header {ADMIN_HEADER}, got none")
-    if not secrets.compare_digest(hashlib.sha256(key.encode()).digest(), hashlib.sha256(expected.encode()).digest()):
-        raise HTTPException(401, f"the key in the header {ADMIN_HEADER} is not the admin key")
+    app.include_router(route_endpoints.router)
+    app.add_middleware(ServeRoutes)
+    app.add_middleware(NameRelease)  # around the other: it names what that one served
 
 
 def follower_of(request: Request) -> Follower:

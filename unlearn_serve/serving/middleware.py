@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 
+from unlearn_serve.serving.route_middleware import SERVED_RELEASE
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,8 +37,10 @@ class NameRelease:
         async def send_named(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers[RELEASE_HEADER] = live.release
-                headers[GENERATION_HEADER] = str(live.generation)
+                route = scope.get(SERVED_RELEASE)
+                headers[RELEASE_HEADER] = route or live.release
+                if route is None:
+                    headers[GENERATION_HEADER] = str(live.generation)
             await send(message)
 
         await self.app(scope, receive, send_named)

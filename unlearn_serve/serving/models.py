@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
-from unlearn_serve.layers.ffn import end_forward_in_site, ends_in_site, find_ffn_modules
-from unlearn_serve.serving import vllm_internals
+from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, ends_in_site, find_ffn_modules
+from unlearn_serve.serving import vllm_internals, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.plugin import NAME
-from unlearn_serve.serving.slots import EnforcedLayers, build_sites
+from unlearn_serve.serving.route_table import RouteTable
+from unlearn_serve.serving.slots import EnforcedLayers, EnforcedSite, build_sites
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -75,8 +76,10 @@ def with_sites(model_class: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of a vLLM model class that equips itself when this server has our settings."""
 
     def __init__(self: Any, *, vllm_config: "VllmConfig", prefix: str = "") -> None:  # noqa: N807
-        model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
         config = ServingConfig.from_additional_config(vllm_config.additional_config)
+        if config is not None and config.routes:
+            vllm_lora.keep_compiled(vllm_config, SITE_NAME)
+        model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
         # An inner model of a composite one has a prefix; only the outermost model owns the sites.
         if config is not None and not prefix:
             equip(self, vllm_config, config)
@@ -109,7 +112,7 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
     start = find_starting_point(config, layers.base_model)
     if start is not None:
-        layers.stage(start.release.digest, start.release.tensors)
+        layers.stage(start.release.digest, start.release.tensors, start.release.manifest.deletion_ids)
         layers.flip(start.release.digest)
     object.__setattr__(model, ATTRIBUTE, layers)
 
@@ -120,6 +123,11 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     missing = sorted(set(local) - set(found))
     if missing:
         raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
+    routes = vllm_lora.lora_slots(vllm_config) if config.routes else 0
+    if routes < config.routes:
+        raise NotEnforced(
+            f"--max-loras: expected at least {config.routes} (--routes), got {routes or 'no --enable-lora'}"
+        )
     layers = build_sites(
         list(local),
         num_blocks=vllm_internals.num_blocks(vllm_config),
@@ -127,11 +135,32 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         max_rank=config.max_rank,
         max_tokens=vllm_internals.max_tokens_per_step(vllm_config),
         dtype=vllm_config.model_config.dtype,
+        routes=routes,
+        require_coverage=not config.allow_uncovered_routes,
+        site_class=_site_class(config),
     )
+    if layers.routes is not None:
+        _connect(layers, layers.routes, model)
     for block, site in layers.sites.items():
         end_forward_in_site(found[block][1], site)
         layers.hosts[block] = found[block][1]
     return layers
+
+
+def _site_class(config: ServingConfig) -> type[EnforcedSite]:
+    if not config.routes:
+        return EnforcedSite
+    from unlearn_serve.serving.routed_site import RoutedSite
+
+    return RoutedSite
+
+
+def _connect(layers: EnforcedLayers, table: RouteTable, model: nn.Module) -> None:
+    from unlearn_serve.serving.worker_routes import route_at
+
+    table.adapter_at = lambda index: route_at(model, index)
+    for site in layers.sites.values():
+        object.__setattr__(site, "routes", table)
 
 
 def enforced_layers(model: nn.Module) -> EnforcedLayers:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_serve.errors import NotEnforced, UnlearnServeError
 from unlearn_serve.format.fingerprint import fingerprint_base_model
+from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_internals
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.serving.live import Live
+from unlearn_serve.serving.routes import Routes
 from unlearn_serve.serving.starting_point import StartingPoint, find_starting_point
 from unlearn_serve.serving.swap import Swapper
 
@@ -21,6 +23,8 @@ logger = logging.getLogger("vllm.unlearn_serve")
 
 STATE = "unlearning"
 """Attribute of the app's state that holds the Follower."""
+ROUTES = "unlearning_routes"
+"""Attribute of the app's state that holds the Routes, None where they are off."""
 
 
 async def start_following(engine: "EngineClient | None", state: Any, args: Any) -> None:
@@ -31,12 +35,26 @@ async def start_following(engine: "EngineClient | None", state: Any, args: Any) 
     """
     try:
         follower = await _verified_follower(engine, state, args)
+        routes = await _routes(follower, engine, state)
     except UnlearnServeError as error:
         logger.error("unlearn-serve: refusing to serve: %s", error)
         raise
     setattr(state, STATE, follower)
+    setattr(state, ROUTES, routes)
     # Kept on the state: the event loop itself holds only weak references to tasks.
     state.unlearning_task = asyncio.create_task(follower.run(), name="unlearn-follower")
+
+
+async def _routes(follower: Follower, engine: "EngineClient | None", state: Any) -> Routes | None:
+    if not follower.config.routes:
+        return None
+    assert engine is not None, "there is a follower"
+    for worker in await follower.swapper.workers():
+        if worker["route_sites"] != worker["sites"]:
+            raise NotEnforced(
+                f"--lora-target-modules: expected {SITE_NAME} among them; worker {worker['rank']} has none"
+            )
+    return Routes(config=follower.config, engine=engine, live=follower.live, app_state=state)
 
 
 async def _verified_follower(engine: "EngineClient | None", state: Any, args: Any) -> Follower:
