@@ -100,7 +100,7 @@ def _measure(
     specs = server_specs(inputs)
     names = list(dict.fromkeys(variant.server for variant in chosen))
     with ExitStack() as stack:
-        fleet = stack.enter_context(Fleet([specs[name] for name in names if name in specs], logs=logs, say=say))
+        fleet = stack.enter_context(Fleet([spec for name, spec in specs.items() if name in names], logs=logs, say=say))
         if PLAIN not in fleet.servers:
             raise BenchmarkError(f"without the plain server there is nothing to compare with: {fleet.failed[PLAIN]}")
         client = stack.enter_context(Client(inputs, logs=logs))

@@ -65,14 +65,15 @@ def route_names(inputs: Inputs, count: int) -> tuple[str, ...]:
 
 
 def server_specs(inputs: Inputs) -> dict[str, ServerSpec]:
-    """Every server of the comparison, by name."""
+    """Every server of the comparison, by name, in the order in which they are best started."""
     as_it_comes = {"VLLM_PLUGINS": ""}
     specs = [
         ServerSpec(name=PLAIN, arguments=lambda: vllm(inputs.model), environment=as_it_comes),
-        ServerSpec(name="plain-again", arguments=lambda: vllm(inputs.model), environment=as_it_comes),
-        ServerSpec(name="merged", arguments=lambda: vllm(inputs.merged), environment=as_it_comes),
         ServerSpec(name="default", arguments=lambda: unlearn(inputs, CHANNEL)),
+        # These find the compiled code of those before in the cache.
+        ServerSpec(name="merged", arguments=lambda: vllm(inputs.merged), environment=as_it_comes),
         ServerSpec(name="routes", arguments=lambda: unlearn(inputs, CHANNEL, "--routes", str(ROUTE_SLOTS))),
+        ServerSpec(name="plain-again", arguments=lambda: vllm(inputs.model), environment=as_it_comes),
         *(
             ServerSpec(
                 name=f"lora-{kind}",
