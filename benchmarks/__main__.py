@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from benchmarks import bars, growth, latency, plots, serving, swap
+from benchmarks.inputs import Inputs
 from benchmarks.load import CELLS
 from benchmarks.results import RESULTS
 
@@ -31,6 +34,7 @@ def main() -> None:
         for runs in out.glob("*-runs.jsonl"):
             runs.unlink()
         shutil.rmtree(out / "logs", ignore_errors=True)
+    disable_progress_bar()
     say = _clocked()
     for part in given.parts or (QUICK_PARTS if given.quick else PARTS):
         _run(part, given, out, results, say)
@@ -38,8 +42,10 @@ def main() -> None:
 
 def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Callable[[str], None]) -> None:
     rounds = given.rounds or (3 if given.quick else 6)
+    inputs = Inputs(given.out.absolute() / "inputs")
     if part == "serving":
         serving.run(
+            inputs,
             out,
             results / "serving.jsonl",
             rounds=rounds,
@@ -48,11 +54,11 @@ def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Ca
             say=say,
         )
     elif part == "swap":
-        swap.run(out, results / "swap.jsonl", changes=rounds, restarts=min(rounds, 2), say=say)
+        swap.run(inputs, out, results / "swap.jsonl", changes=rounds, restarts=min(rounds, 2), say=say)
     elif part == "growth":
-        growth.run(out, results / "growth.jsonl", rounds=rounds, say=say)
+        growth.run(inputs, out, results / "growth.jsonl", rounds=rounds, say=say)
     elif part == "latency":
-        latency.run(out, results / "latency.jsonl", rounds=min(rounds, 3), say=say)
+        latency.run(inputs, out, results / "latency.jsonl", rounds=min(rounds, 3), say=say)
     elif part == "plots":
         say(f"drew {', '.join(map(str, plots.draw(results)))}")
     else:

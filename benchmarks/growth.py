@@ -68,9 +68,9 @@ AXES = (
 )
 
 
-def run(out: Path, results: Path, *, rounds: int, say: Say) -> None:
+def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Say) -> None:
     """Measure `rounds` rounds along both axes and write `results`."""
-    inputs, logs = Inputs(out / "inputs"), out / "logs"
+    logs = out / "logs"
     log = RunLog(out / "growth-runs.jsonl")
     for axis in AXES:
         if any(log.missing([axis.variant(v) for v in axis.values], cell=axis.name, round_=r) for r in range(rounds)):

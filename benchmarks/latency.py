@@ -25,9 +25,8 @@ VARIANTS = (PLAIN, "merged", "default")
 _RUN_SECONDS = 600
 
 
-def run(out: Path, results: Path, *, rounds: int, say: Callable[[str], None]) -> None:
+def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Callable[[str], None]) -> None:
     """Measure `rounds` rounds and write `results`."""
-    inputs = Inputs(out / "inputs")
     inputs.promote(inputs.release(DEFAULT_SEED), CHANNEL)
     log = RunLog(out / "latency-runs.jsonl")
     for round_ in range(rounds):

@@ -28,7 +28,7 @@ class Load:
 
 LOADS: dict[LoadName, Load] = {
     "decode": Load(input_tokens=32, output_tokens=96, requests={1: 2, 8: 16, 16: 16}),
-    "prefill": Load(input_tokens=512, output_tokens=4, requests={1: 6, 8: 16, 16: 16}),
+    "prefill": Load(input_tokens=512, output_tokens=4, requests={1: 4, 8: 16, 16: 16}),
 }
 BATCHES = (1, 8, 16)
 WARM_TOKENS = 4

@@ -23,6 +23,7 @@ RATIO_TO = ("lora-down", "default")
 
 
 def run(
+    inputs: Inputs,
     out: Path,
     results: Path,
     *,
@@ -32,7 +33,6 @@ def run(
     say: Callable[[str], None],
 ) -> None:
     """Measure `rounds` rounds of `cells` and write `results`; goes on where an earlier call with `out` was stopped."""
-    inputs = Inputs(out / "inputs")
     inputs.promote(inputs.release(DEFAULT_SEED), CHANNEL)
     log = RunLog(out / "serving-runs.jsonl")
     chosen = [

@@ -44,9 +44,9 @@ class Change:
     """Model name, or fingerprint, of answers under what is new; empty where nothing old can run on."""
 
 
-def run(out: Path, results: Path, *, changes: int, restarts: int, say: Say) -> None:
+def run(inputs: Inputs, out: Path, results: Path, *, changes: int, restarts: int, say: Say) -> None:
     """Make `changes` hot swaps and LoRA loads, and `restarts` restarts, and write `results`."""
-    inputs, logs = Inputs(out / "inputs"), out / "logs"
+    logs = out / "logs"
     inputs.promote(inputs.release(DEFAULT_SEED), CHANNEL)
     log = RunLog(out / "swap-runs.jsonl")
     makers = {

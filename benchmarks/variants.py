@@ -89,20 +89,37 @@ def server_specs(inputs: Inputs) -> dict[str, ServerSpec]:
 def variants(inputs: Inputs) -> list[Variant]:
     """Every variant, the plain one first."""
     loras = {kind: tuple(path.name for path in inputs.loras(kind)) for kind in ("down", "all")}
-    few = tuple(cell for cell in CELLS if cell.batch == 8)
+    batch8 = tuple(cell for cell in CELLS if cell.batch == 8)
+    checks = (*batch8, Cell(load="decode", batch=1))
     return [
         Variant(name=PLAIN, what="vLLM as it comes, compiled", server=PLAIN),
-        Variant(name="plain-again", what="a second such server: what the harness cannot resolve", server="plain-again"),
-        Variant(name="merged", what="vLLM as it comes, identity adapter folded into down_proj", server="merged"),
+        Variant(
+            name="plain-again",
+            what="a second such server: what the harness cannot resolve",
+            server="plain-again",
+            cells=checks,
+        ),
+        Variant(
+            name="merged",
+            what="vLLM as it comes, identity adapter folded into down_proj",
+            server="merged",
+            cells=checks,
+        ),
         Variant(name="default", what="the default route: one release for all requests", server="default"),
         Variant(name="routes4", what="4 releases mixed", server="routes", models=route_names(inputs, 4)),
-        Variant(name="routes8", what="8 releases mixed", server="routes", models=route_names(inputs, ROUTE_SLOTS)),
+        Variant(
+            name="routes8",
+            what="8 releases mixed",
+            server="routes",
+            models=route_names(inputs, ROUTE_SLOTS),
+            cells=(*batch8, Cell(load="decode", batch=16)),
+        ),
         Variant(
             name="routes-over-slots",
             what=f"{OVER_SLOTS} releases mixed on {ROUTE_SLOTS} slots",
             server="routes",
             models=route_names(inputs, OVER_SLOTS),
-            cells=few,
+            cells=batch8,
         ),
         Variant(name="lora-down", what="vLLM LoRA on down_proj, 4 mixed", server="lora-down", models=loras["down"]),
         Variant(
@@ -110,7 +127,7 @@ def variants(inputs: Inputs) -> list[Variant]:
             what="vLLM LoRA on all linears, 4 mixed",
             server="lora-all",
             models=loras["all"],
-            cells=few,
+            cells=batch8,
             rounds=3,
         ),
         Variant(name="peft", what="transformers + PEFT LoRA on down_proj, 4 mixed, offline", server="peft", rounds=3),
