@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.inputs import RANK, Inputs
 from benchmarks.load import Cell, Client
 from benchmarks.machine import describe
+from benchmarks.pairing import paired_ratios, spread
 from benchmarks.results import GrowthResult, write_lines
 from benchmarks.runs import RunLog, block_order
 from benchmarks.servers import NAME, Fleet, ServerSpec
-from benchmarks.statistics import paired_ratios, spread
 from benchmarks.variants import route_names, unlearn
 
 CELL = Cell(load="decode", batch=8)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from benchmarks.inputs import RANK, Inputs
 from benchmarks.machine import describe
+from benchmarks.pairing import paired_ratios, spread
 from benchmarks.processes import BenchmarkError, Measured, clean_environment
 from benchmarks.results import LatencyResult, write_lines
 from benchmarks.runs import RunLog, block_order
-from benchmarks.statistics import paired_ratios, spread
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.launch import vllm_command, vllm_environment

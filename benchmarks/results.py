@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.statistics import METRICS, Record, paired_ratios, spread
+from benchmarks.pairing import METRICS, Record, paired_ratios, spread
 
 RESULTS = Path(__file__).parent / "results"
 

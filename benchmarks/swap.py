@@ -10,11 +10,11 @@ import httpx
 
 from benchmarks.inputs import RANK, Inputs
 from benchmarks.machine import describe
+from benchmarks.pairing import spread
 from benchmarks.processes import BenchmarkError
 from benchmarks.results import SwapResult, write_lines
 from benchmarks.runs import RunLog
 from benchmarks.servers import NAME, Server, ServerSpec
-from benchmarks.statistics import spread
 from benchmarks.streams import StreamedRequest, Streams, longest_gap
 from benchmarks.variants import DEFAULT_SEED, server_specs, unlearn
 

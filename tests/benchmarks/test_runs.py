@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from benchmarks.pairing import paired_ratios
 from benchmarks.runs import RunLog, block_order
-from benchmarks.statistics import paired_ratios
 
 VARIANTS = ["plain", "x", "y"]
 

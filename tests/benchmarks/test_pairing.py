@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.statistics import paired_ratios, spread
+from benchmarks.pairing import paired_ratios, spread
 
 
 def run(block: str, variant: str, speed: float) -> dict[str, object]:
