@@ -75,11 +75,12 @@ class Server(Measured):
             time.sleep(0.25)
         raise BenchmarkError(f"{self.name}: not ready after {START_SECONDS:.0f} s; see {self.log}")
 
-    def require_idle(self, seconds: float = 3.0) -> None:
-        """Raise BenchmarkError where the server, asked nothing, keeps a core busy."""
+    def require_idle(self, seconds: float = 3.0) -> float:
+        """Return the cores that the server, asked nothing, keeps busy; BenchmarkError where that disturbs others."""
         time.sleep(2.0)  # vLLM's processes spin for a second after the last request
         if (busy := self.busy_fraction(seconds)) > IDLE_CORES:
             raise BenchmarkError(f"{self.name}: expected an idle server to use no core, got {busy:.2f} cores busy")
+        return busy
 
     def admin(self, path: str) -> dict[str, Any]:
         """GET /v1/unlearning/`path`."""
@@ -136,8 +137,8 @@ class Fleet:
         server = Server(spec, logs=self._logs)
         self.servers[spec.name] = server
         try:
-            self._say(f"{spec.name} is ready after {server.wait_ready():.0f} s")
-            server.require_idle()
+            seconds = server.wait_ready()
+            self._say(f"{spec.name} is ready after {seconds:.0f} s; idle, it uses {server.require_idle():.3f} cores")
         except BenchmarkError as problem:
             if self._ended:
                 return
