@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 Generate = Callable[..., torch.Tensor]
@@ -36,12 +37,11 @@ class Clock(StoppingCriteria):  # type: ignore[misc]
 
 
 def load_base(path: Path) -> Any:
-    """Load the checkpoint in bfloat16; older transformers read the rotary base from another key than ours writes."""
-    raw = json.loads((path / "config.json").read_text())
-    more = {}
-    if "rope_theta" not in raw and "rope_parameters" in raw:
-        more["rope_theta"] = raw["rope_parameters"]["rope_theta"]
-    return AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.bfloat16, local_files_only=True, **more)
+    """Load the checkpoint in bfloat16; transformers before 5 reads the rotary base from another key than ours has."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if transformers.__version__ < "5":
+        config.rope_theta = json.loads((path / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    return AutoModelForCausalLM.from_pretrained(path, config=config, torch_dtype=torch.bfloat16, local_files_only=True)
 
 
 def with_peft(model: Any, folders: list[str]) -> Generate:

@@ -34,15 +34,18 @@ def run(
 ) -> None:
     """Measure `rounds` rounds of `cells` and write `results`; goes on where an earlier call with `out` was stopped."""
     inputs.promote(inputs.release(DEFAULT_SEED), CHANNEL)
-    log = RunLog(out / "serving-runs.jsonl")
     chosen = [
         replace(variant, cells=tuple(cell for cell in variant.cells if cell in cells))
         for variant in variants(inputs)
         if not only or variant.name in only or variant.name == PLAIN
     ]
-    failed = (
-        _measure(chosen, inputs, log, rounds=rounds, logs=out / "logs", say=say) if _todo(chosen, log, rounds) else {}
-    )
+    failed: dict[str, str] = {}
+    for slow in (False, True):
+        # Two sessions, since the servers and libraries of all variants together do not fit into this memory.
+        log = RunLog(out / "serving-runs.jsonl")
+        together = [variant for variant in chosen if variant.slow == slow or variant.name == PLAIN]
+        if _blocks(together, log, rounds):
+            failed |= _measure(together, inputs, log, rounds=rounds, logs=out / "logs", say=say)
     write_lines(results, summary(chosen, log, rounds=rounds))
     for name, why in failed.items():
         say(f"NOT MEASURED {name}: {why.splitlines()[0]}")
@@ -78,13 +81,16 @@ def summary(chosen: Sequence[Variant], log: RunLog, *, rounds: int) -> list[Resu
     return [line for line in lines if line is not None]
 
 
-def _todo(chosen: Sequence[Variant], log: RunLog, rounds: int) -> int:
-    return sum(
-        bool(log.missing([variant.name], cell=_key(cell), round_=round_))
-        for variant in chosen
-        for cell in variant.cells
-        for round_ in range(min(rounds, variant.rounds))
-    )
+def _blocks(chosen: Sequence[Variant], log: RunLog, rounds: int) -> list[tuple[int, Cell, list[str]]]:
+    """Return what is to be run: round, cell, and the variants in the order in which they take their turns."""
+    blocks = []
+    for round_ in range(rounds):
+        for cell in sorted({cell for variant in chosen for cell in variant.cells}):
+            here = [v.name for v in chosen if cell in v.cells and round_ < v.rounds(rounds)]
+            missing = log.missing(here, cell=_key(cell), round_=round_)
+            if order := block_order(missing, baseline=PLAIN, seed=f"{log.session} {round_} {cell}"):
+                blocks.append((round_, cell, order))
+    return blocks
 
 
 def _measure(
@@ -107,50 +113,35 @@ def _measure(
         peers, failed = _start_peers([name for name in names if name in PEERS], inputs, stack, logs=logs, say=say)
         failed |= fleet.failed
         live = {variant.name: variant for variant in chosen if variant.server not in failed}
-        total, done = _todo(list(live.values()), log, rounds), 0
-        for round_ in range(rounds):
-            for cell in sorted({cell for variant in live.values() for cell in variant.cells}):
-                here = [v.name for v in live.values() if cell in v.cells and round_ < v.rounds]
-                missing = log.missing(here, cell=_key(cell), round_=round_)
-                # The session is part of the seed: prompts of an earlier session may be in no server's prefix cache,
-                # but those of this one must be new to all.
-                seed = log.session * 1000 + round_ * 10
-                for turn, name in enumerate(block_order(missing, baseline=PLAIN, seed=f"{seed} {cell}")):
-                    variant = live.get(name)
-                    if variant is None:
-                        continue
-                    try:
-                        figures = _run_one(variant, fleet, peers, client, cell, seed=seed + _turn_of(variant, live))
-                    except BenchmarkError as problem:
-                        say(f"FAILED {name}: {problem}")
-                        failed[name] = str(problem)
-                        del live[name]
-                        if name == PLAIN:
-                            raise
-                        continue
-                    log.append(
-                        {
-                            "variant": name,
-                            "load": cell.load,
-                            "batch": cell.batch,
-                            "cell": _key(cell),
-                            "round": round_,
-                            "turn": turn,
-                            **figures,
-                        }
-                    )
-                    done += 1
-                    say(
-                        f"[{done}/{total}] round {round_ + 1}/{rounds} {_key(cell):12} {name:18}"
-                        f" {figures['output_tokens_per_s']:8.1f} tokens/s"
-                    )
+        blocks = _blocks(list(live.values()), log, rounds)
+        total, done = sum(len(order) for _, _, order in blocks), 0
+        for round_, cell, order in blocks:
+            for turn, name in enumerate(order):
+                if name not in live:
+                    continue
+                # No server may have seen a prompt before: the session, the round and who shares the server count.
+                seed = log.session * 1000 + round_ * 10 + _among_those_on_its_server(live[name], live)
+                try:
+                    figures = _run_one(live[name], fleet, peers, client, cell, seed=seed)
+                except BenchmarkError as problem:
+                    if name == PLAIN:
+                        raise
+                    say(f"FAILED {name}: {problem}")
+                    failed[name] = str(problem)
+                    del live[name]
+                    continue
+                run = {"variant": name, "load": cell.load, "batch": cell.batch, "cell": _key(cell), "round": round_}
+                log.append({**run, "turn": turn, **figures})
+                done += 1
+                say(
+                    f"[{done}/{total}] round {round_ + 1}/{rounds} {_key(cell):12} {name:18}"
+                    f" {figures['output_tokens_per_s']:8.1f} tokens/s"
+                )
     return failed
 
 
-def _turn_of(variant: Variant, live: dict[str, Variant]) -> int:
-    """Variants that share a server take different prompts: the server would know them from its prefix cache."""
-    sharing = [other.name for other in live.values() if other.server == variant.server]
-    return sharing.index(variant.name)
+def _among_those_on_its_server(variant: Variant, live: dict[str, Variant]) -> int:
+    return [other.name for other in live.values() if other.server == variant.server].index(variant.name)
 
 
 def _run_one(

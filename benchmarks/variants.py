@@ -11,6 +11,7 @@ from benchmarks.servers import NAME, ServerSpec
 PLAIN = "plain"
 ROUTE_SLOTS = 8
 OVER_SLOTS = 12
+SLOW_ROUNDS = 3
 CHANNEL = "serving"
 DEFAULT_SEED = 1
 _FIRST_ROUTE_SEED = 100
@@ -27,8 +28,12 @@ class Variant:
     models: tuple[str, ...] = (NAME,)
     """Names that requests ask for, in turn."""
     cells: tuple[Cell, ...] = CELLS
-    rounds: int = 1_000
-    """At most so many rounds: what is many times slower needs no more to show it."""
+    slow: bool = False
+    """Many times slower than plain: at most `SLOW_ROUNDS` rounds, in a session of its own beside plain alone."""
+
+    def rounds(self, wanted: int) -> int:
+        """Return how many of the rounds that are wanted this variant takes part in."""
+        return min(wanted, SLOW_ROUNDS) if self.slow else wanted
 
 
 def vllm(model: Path, *flags: str) -> list[str]:
@@ -128,13 +133,13 @@ def variants(inputs: Inputs) -> list[Variant]:
             server="lora-all",
             models=loras["all"],
             cells=batch8,
-            rounds=3,
+            slow=True,
         ),
-        Variant(name="peft", what="transformers + PEFT LoRA on down_proj, 4 mixed, offline", server="peft", rounds=3),
+        Variant(name="peft", what="transformers + PEFT LoRA on down_proj, 4 mixed, offline", server="peft", slow=True),
         Variant(
             name="adapters-lib",
             what="the `adapters` library, bottleneck adapters, 4 mixed, offline",
             server="adapters-lib",
-            rounds=3,
+            slow=True,
         ),
     ]
