@@ -77,6 +77,7 @@ def summary(chosen: Sequence[Variant], log: RunLog, *, rounds: int) -> list[Resu
         )
         for cell in CELLS
         for variant in chosen
+        if cell in variant.cells
     ]
     return [line for line in lines if line is not None]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.inputs import LINEARS, RANK, Inputs
 from benchmarks.load import CELLS, Cell
@@ -94,6 +95,12 @@ def server_specs(inputs: Inputs) -> dict[str, ServerSpec]:
 def variants(inputs: Inputs) -> list[Variant]:
     """Every variant, the plain one first."""
     loras = {kind: tuple(path.name for path in inputs.loras(kind)) for kind in ("down", "all")}
+    lora_down: dict[str, Any] = {
+        "name": "lora-down",
+        "what": "vLLM LoRA on down_proj, 4 mixed",
+        "server": "lora-down",
+        "models": loras["down"],
+    }
     batch8 = tuple(cell for cell in CELLS if cell.batch == 8)
     checks = (*batch8, Cell(load="decode", batch=1))
     return [
@@ -126,13 +133,15 @@ def variants(inputs: Inputs) -> list[Variant]:
             models=route_names(inputs, OVER_SLOTS),
             cells=batch8,
         ),
-        Variant(name="lora-down", what="vLLM LoRA on down_proj, 4 mixed", server="lora-down", models=loras["down"]),
+        Variant(**lora_down, cells=tuple(cell for cell in CELLS if cell.load == "decode")),
+        # vLLM's LoRA on CPU prefills nearly ten times slower than plain.
+        Variant(**lora_down, cells=(Cell(load="prefill", batch=1), Cell(load="prefill", batch=8)), slow=True),
         Variant(
             name="lora-all",
             what="vLLM LoRA on all linears, 4 mixed",
             server="lora-all",
             models=loras["all"],
-            cells=batch8,
+            cells=(Cell(load="decode", batch=8), Cell(load="prefill", batch=1)),
             slow=True,
         ),
         Variant(name="peft", what="transformers + PEFT LoRA on down_proj, 4 mixed, offline", server="peft", slow=True),
