@@ -152,7 +152,9 @@ class Stream:
     completion_tokens: int
 
 
-def stream_chat(server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None) -> Stream:
+def stream_chat(
+    server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None, model: str = MODEL_NAME
+) -> Stream:
     """Stream exactly `tokens` tokens; `begun` is called when the first of them is here."""
     body = {
         "messages": [{"role": "user", "content": prompt}],
@@ -161,7 +163,7 @@ def stream_chat(server: Server, prompt: str, *, tokens: int, begun: Callable[[],
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "model": MODEL_NAME,
+        "model": model,
     }
     text, finish_reason, fingerprint, count = "", None, None, 0
     with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:

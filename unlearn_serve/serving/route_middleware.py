@@ -4,19 +4,24 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from unlearn_serve.errors import UnlearnServeError
+from unlearn_serve.errors import RouteRefused, UnlearnServeError
+from unlearn_serve.serving.route_fingerprint import naming
 from unlearn_serve.serving.routes import Routes, status_of
 from unlearn_serve.serving.startup import ROUTES
+from unlearn_serve.serving.vllm_internals import without_paths
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SERVED_RELEASE = "unlearn_release"
 """Key of the scope under which the release of the request's route is passed to what names it on the response."""
+
+ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
+"""vLLM takes `model` from it on /invocations, behind this middleware."""
 
 
 class ServeRoutes:
@@ -45,6 +50,9 @@ class ServeRoutes:
         document = _parsed(body)
         model = document.get("model") if isinstance(document, dict) else None
         label = routes.names.label(model) if isinstance(model, str) else None
+        if routes.names.label(Headers(scope=scope).get(ADAPTER_HEADER, "")) is not None:
+            await _refusal(RouteRefused(f"{ADAPTER_HEADER}: name the route in `model`"))(scope, receive, send)
+            return
         if label is None:
             await self.app(scope, _replay(body, receive), send)
             return
@@ -57,7 +65,8 @@ class ServeRoutes:
             body = json.dumps({**document, "model": route.name}).encode()
             MutableHeaders(scope=scope)["content-length"] = str(len(body))
             scope[SERVED_RELEASE] = route.release
-            await self.app(scope, _replay(body, receive), send)
+            named = naming(send, route.release, lambda: not routes.missing_ids(route.deletion_ids))
+            await self.app(scope, _replay(body, receive), named)
         finally:
             routes.release(route)
 
@@ -105,7 +114,7 @@ def _replay(body: bytes, receive: "Receive") -> "Receive":
 def _refusal(error: UnlearnServeError) -> JSONResponse:
     status = HTTPStatus(status_of(error))
     kind = "NotFoundError" if status == HTTPStatus.NOT_FOUND else status.phrase.replace(" ", "") + "Error"
-    content = {"message": str(error), "type": kind, "param": "model", "code": status.value}
+    content = {"message": without_paths(str(error)), "type": kind, "param": "model", "code": status.value}
     return JSONResponse({"error": content}, status.value)
 
 

@@ -49,6 +49,11 @@ class RouteNames:
         name, separator, label = model.rpartition("@")
         return label if separator and name in self._base_names else None
 
+    def known(self, label: str) -> str | None:
+        """Return the digest that `label` means where the store need not be asked (again)."""
+        digits = self.aliases.get(label, label)
+        return digits if _DIGEST.fullmatch(digits) else self._digests.get(digits)
+
     def digest(self, label: str, store: Store) -> str:
         """Return the digest that `label` means; reads the store for a prefix that it has not seen yet.
 
@@ -56,15 +61,14 @@ class RouteNames:
             ReleaseNotFound: no release has that prefix, or the label is neither digits nor an alias.
             StoreError: several releases have it, or the store cannot be read.
         """
+        if (known := self.known(label)) is not None:
+            return known
         digits = self.aliases.get(label, label)
-        if _DIGEST.fullmatch(digits):
-            return digits
         if not _PREFIX.fullmatch(digits):
             raise ReleaseNotFound(
                 f"release {shown(label)}: expected an alias of this server or {MIN_DIGITS} to 64 hexadecimal digits"
             )
-        if digits not in self._digests:
-            self._digests[digits] = store.resolve(digits)
+        self._digests[digits] = store.resolve(digits)
         return self._digests[digits]
 
     def canonical(self, digest: str) -> str:

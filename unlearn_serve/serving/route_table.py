@@ -15,10 +15,10 @@ class Route:
     """What one resident adapter of vLLM is, if it is a verified release."""
 
     release: str
-    """SHA-256 of the release, 64 hex digits."""
+    """SHA-256 of the release, 64 hex digits; or `plain`."""
     activation: int
     """Code of `unlearn_kernels.ACTIVATIONS`."""
-    deletion_ids: frozenset[str]
+    deletion_ids: frozenset[str] = frozenset()
 
 
 class RouteTable:

@@ -1,14 +1,22 @@
 """The routes of one server: releases that requests name, brought to the workers before the engine sees the request."""
 
 import asyncio
+import shutil
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unlearn_serve.errors import NotCovered, NotEnforced, RouteRefused, UnlearnServeError
+from unlearn_serve.errors import (
+    NotCovered,
+    NotEnforced,
+    ReleaseNotFound,
+    RouteRefused,
+    StoreUnavailable,
+    UnlearnServeError,
+)
 from unlearn_serve.serving import vllm_lora
 from unlearn_serve.serving.config import ServingConfig
-from unlearn_serve.serving.live import Live
+from unlearn_serve.serving.live import PLAIN, Live
 from unlearn_serve.serving.route_names import RouteNames
 from unlearn_serve.store import Store
 
@@ -54,6 +62,8 @@ class Routes:
         self.capacity = cached - len(ordinary)
         if self.capacity < 1:
             raise NotEnforced(f"--max-cpu-loras: expected more than the {len(ordinary)} LoRA adapters, got {cached}")
+        self._paths = config.state_path / "routes"
+        shutil.rmtree(self._paths, ignore_errors=True)  # of an earlier run
         self._held: dict[str, HeldRoute] = {}
         self._moving = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -80,12 +90,13 @@ class Routes:
             RouteRefused: a worker could not take it: corrupt, for another base model, of too large a rank.
             StoreError: the store cannot be read, or the label is ambiguous.
         """
-        digest = await asyncio.to_thread(self._resolve, label)
+        digest, deletion_ids = await asyncio.to_thread(self._look_up, label)
+        self._require_covered(digest, deletion_ids)
         route = self._held.get(digest)
         if route is None:
             async with self._moving:
-                route = self._held.get(digest) or await self._bring(digest)
-        self._require_covered(digest, route.deletion_ids)
+                route = self._held.get(digest) or await self._bring(digest, deletion_ids)
+        self._require_covered(digest, deletion_ids)  # once more: the default may have moved in the meantime
         route.requests += 1
         route.last_used = time.monotonic()
         return route
@@ -99,35 +110,41 @@ class Routes:
         """Take a route out of every worker; the next request that names it brings it back.
 
         Raises:
-            RouteRefused: it is not held, or in use.
+            ReleaseNotFound: it is not held.
+            RouteRefused: requests under it are under way.
         """
         async with self._moving:
             route = self._held.get(digest)
             if route is None:
-                raise RouteRefused(f"route {digest}: expected one that this server holds; GET lists them")
+                raise ReleaseNotFound(f"route {digest}: expected one that this server holds; GET lists them")
             if not self._idle(route):
                 raise RouteRefused(f"route {digest}: requests under it have not finished; try again when they have")
             await self._drop(route)
 
-    def _resolve(self, label: str) -> str:
-        return self.names.digest(label, Store.open(self.config.store))
+    def _look_up(self, label: str) -> tuple[str, frozenset[str]]:
+        if label == PLAIN:
+            if not self.config.allow_plain:
+                raise NotCovered("the plain model is not served by this server; it would be with --allow-plain")
+            return PLAIN, frozenset()
+        known = self.names.known(label)
+        if known is not None and (route := self._held.get(known)):
+            return known, route.deletion_ids  # served on while the store is away
+        store = Store.open(self.config.store)
+        digest = self.names.digest(label, store)
+        return digest, frozenset(store.load_manifest(digest).deletion_ids)
 
     def _require_covered(self, digest: str, deletion_ids: frozenset[str]) -> None:
         if missing := self.missing_ids(deletion_ids):
             raise NotCovered(
-                f"release {digest} does not cover deletion ids {', '.join(missing)} of the default release; "
-                "name one that does (fuse them), or start the server with --allow-uncovered-routes"
+                f"release {digest}: expected one that covers every deletion id of the default release, got one without "
+                f"{', '.join(missing)}; name one that does (fuse them)"
             )
 
-    async def _bring(self, digest: str) -> HeldRoute:
-        store = Store.open(self.config.store)
-        manifest = await asyncio.to_thread(store.load_manifest, digest)
-        deletion_ids = frozenset(manifest.deletion_ids)
-        self._require_covered(digest, deletion_ids)
+    async def _bring(self, digest: str, deletion_ids: frozenset[str]) -> HeldRoute:
         await self._make_room()
         lora_id = vllm_lora.next_lora_id(self._app_state)
         # A path of its own for each time: should a worker ever lose it, no KV of that time is taken for this one's.
-        path = str(self.config.state_path / "routes" / f"{digest}-{lora_id}")
+        path = str(self._paths / f"{digest}-{lora_id}")
         name = self.names.canonical(digest)
         try:
             await self._engine.collective_rpc("unlearn_stage_route", args=(digest, lora_id, path))
@@ -181,8 +198,6 @@ class Routes:
 
 def status_of(error: UnlearnServeError) -> int:
     """Return the HTTP status for what `Routes` raises."""
-    from unlearn_serve.errors import ReleaseNotFound, StoreUnavailable
-
     for kind, status in ((ReleaseNotFound, 404), (NotCovered, 403), (StoreUnavailable, 503)):
         if isinstance(error, kind):
             return status

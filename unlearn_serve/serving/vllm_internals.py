@@ -89,6 +89,13 @@ def worker_model(worker: Any) -> nn.Module:
     return worker.get_model()  # type: ignore[no-any-return]
 
 
+def without_paths(message: str) -> str:
+    """Return an error's message as vLLM shows it to clients: no paths of this machine."""
+    from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
+
+    return sanitize_message(message)  # type: ignore[no-any-return]
+
+
 def set_system_fingerprint(state: Any, fingerprint: str) -> int:
     """Let every serving object of the app name `fingerprint` from its next final chunk on; returns how many do."""
     handlers = [value for value in vars(state)["_state"].values() if hasattr(value, "system_fingerprint")]

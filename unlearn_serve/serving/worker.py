@@ -34,6 +34,8 @@ class WorkerStatus(TypedDict):
     staged: str | None
     error: str | None
     routes: list[RouteStatus]
+    unverified: list[int]
+    """Adapters with unlearning layers that are no verified releases: loaded as ordinary LoRA, and not served."""
     route_sites: list[int]
     """Blocks whose sites take routes; none where they are off."""
     compilation: str
@@ -67,6 +69,7 @@ class UnlearningWorker:
             staged=staging.release if staging else None,
             error=staging.error if staging else None,
             routes=routes.status() if routes else [],
+            unverified=routes.unverified() if routes else [],
             route_sites=routes.sites if routes else [],
             compilation=vllm_lora.compilation_mode(worker.vllm_config),
         )

@@ -1,26 +1,25 @@
 """A worker's routes: releases read beside the engine, then handed to vLLM's LoRA manager in one quick call."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from unlearn_kernels import activation_code
 from unlearn_serve.errors import SwapError
+from unlearn_serve.format.atomic import write_atomically
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_lora
 from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.live import PLAIN
 from unlearn_serve.serving.route_table import Route
 from unlearn_serve.serving.routed_site import RoutedSite
 from unlearn_serve.serving.slots import EnforcedLayers
 from unlearn_serve.serving.staging import Staging
 from unlearn_serve.store import Release
-
-logger = logging.getLogger("vllm.unlearn_serve")
 
 _ROUTE = "unlearn_route"
 """Attribute of vLLM's adapter object that makes it a verified release."""
@@ -70,13 +69,17 @@ class WorkerRoutes:
             _write_withdrawn(Path(path))
             self._built[release] = self._build(found, lora_id)
 
-        self._built.pop(release, None)
+        self.drop(release, lora_id)
+        if release == PLAIN:
+            _write_withdrawn(Path(path))
+            self._built[release] = _with_layers(lora_id, 1, {}, Route(release=PLAIN, activation=0))
+            return
         self._staging[release] = Staging(release, self._config.store, self._layers.base_model, take)
 
     def staging(self, release: str) -> tuple[str, str | None]:
         """Return how far `stage` is: busy, ready or failed, and why it failed."""
-        staging = self._staging[release]
-        return staging.state, staging.error
+        staging = self._staging.get(release)
+        return (staging.state, staging.error) if staging else ("ready", None)
 
     def adopt(self, release: str) -> None:
         """Hand the staged `release` to vLLM's LoRA manager.
@@ -97,6 +100,12 @@ class WorkerRoutes:
         self._built.pop(release, None)
         return vllm_lora.drop_lora(self._model, lora_id)
 
+    def unverified(self) -> list[int]:
+        """Return the numbers of adapters that hold unlearning layers and are no releases that were verified here."""
+        names = set(self._names.values())
+        held = [lora for lora, _ in vllm_lora.adapters(self._model) if getattr(lora, _ROUTE, None) is None]
+        return [lora.id for lora in held if names & set(lora.loras)]
+
     def status(self) -> list[RouteStatus]:
         """Report what vLLM's manager holds."""
         table = self._layers.routes
@@ -116,16 +125,19 @@ class WorkerRoutes:
             for block in tensors.w_down
             if block in self._names
         }
-        # vLLM's manager cannot hold an adapter with no weights, as on a pipeline rank that owns none of its blocks.
-        matrices = matrices or {SITE_NAME: (torch.zeros(1, 8), torch.zeros(8, 1))}
-        lora = vllm_lora.build_lora(lora_id, tensors.rank, matrices)
         route = Route(
             release=release.digest,
             activation=activation_code(tensors.activation),
             deletion_ids=frozenset(release.manifest.deletion_ids),
         )
-        setattr(lora, _ROUTE, route)
-        return lora
+        return _with_layers(lora_id, tensors.rank, matrices, route)
+
+
+def _with_layers(lora_id: int, rank: int, layers: dict[str, tuple[torch.Tensor, torch.Tensor]], route: Route) -> Any:
+    # vLLM's manager cannot hold an adapter with no weights: the plain model's, or one whose blocks are on other ranks.
+    lora = vllm_lora.build_lora(lora_id, rank, layers or {SITE_NAME: (torch.zeros(1, 8), torch.zeros(8, 1))})
+    setattr(lora, _ROUTE, route)
+    return lora
 
 
 def _write_withdrawn(folder: Path) -> None:
@@ -136,6 +148,7 @@ def _write_withdrawn(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"base_model.model.{SITE_NAME}.lora_{letter}.weight" for letter in "AB"]
-    save_file({names[0]: torch.zeros(1, 8), names[1]: torch.zeros(8, 1)}, folder / "adapter_model.safetensors")
+    weights = save({names[0]: torch.zeros(1, 8), names[1]: torch.zeros(8, 1)})
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [SITE_NAME], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_atomically(folder / "adapter_model.safetensors", weights)
+    write_atomically(folder / "adapter_config.json", json.dumps(config).encode())
