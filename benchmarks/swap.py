@@ -61,17 +61,21 @@ def run(inputs: Inputs, out: Path, results: Path, *, changes: int, restarts: int
         say(f"{way}: {count - done} changes under {STREAMS} streams")
         made, requests = make(inputs, logs, count - done, done, say)
         for number, change in enumerate(made):
-            figures = figures_of(change, requests, until=_next_asked(made, number))
+            figures = figures_of(change, requests, later=made[number + 1 :])
             log.append({"variant": way, "cell": way, "round": done + number, **figures})
             say(f"{way}: {figures}")
     write_lines(results, summary(log))
     say(f"wrote {results}")
 
 
-def figures_of(change: Change, requests: Sequence[StreamedRequest], *, until: float) -> dict[str, float | int | None]:
-    """Return what one change did to the clients; failed requests are those that ended from `asked` to `until`."""
+def figures_of(
+    change: Change, requests: Sequence[StreamedRequest], *, later: Sequence[Change] = ()
+) -> dict[str, float | int | None]:
+    """Return what one change did to the clients, who saw the `later` ones too; failures count until the next."""
+    until = later[0].asked if later else float("inf")
+    new = {one.new for one in (change, *later)}
     running = [request for request in requests if request.running_at(change.live)]
-    old = [request for request in running if change.new and change.new not in (request.model, request.fingerprint)]
+    old = [request for request in running if change.new and not new & {request.model, request.fingerprint}]
     return {
         "publish_to_live_ms": 1e3 * (change.live - change.asked),
         "stall_ms": change.stall_ms,
@@ -126,10 +130,6 @@ def summary(log: RunLog) -> list[SwapResult]:
 def _streams(inputs: Inputs, url: str, model: str, seed: int) -> Streams:
     prompts = inputs.prompts("swap", tokens=PROMPT_TOKENS, count=512, seed=seed)
     return Streams(url, model, inputs.token_ids(prompts), count=STREAMS, output_tokens=OUTPUT_TOKENS)
-
-
-def _next_asked(changes: Sequence[Change], number: int) -> float:
-    return changes[number + 1].asked if number + 1 < len(changes) else float("inf")
 
 
 def _hot_swaps(

@@ -26,7 +26,7 @@ def test_running_requests_are_recomputed_and_others_are_not() -> None:
         request(1, [1.2, 1.3], fingerprint=OLD),  # at its end before
         request(2, [1.7, 1.8], fingerprint=NEW),  # began after
     ]
-    figures = figures_of(change(), requests, until=9.0)
+    figures = figures_of(change(), requests)
     assert figures["tokens_recomputed"] == 13
     assert figures["tokens_under_old"] == 0
     assert figures["publish_to_live_ms"] == 500
@@ -35,13 +35,19 @@ def test_running_requests_are_recomputed_and_others_are_not() -> None:
 
 def test_tokens_that_run_on_under_the_old_name_are_counted() -> None:
     requests = [request(0, [1.0, 1.4, 1.6, 1.8, 2.0], model="a0"), request(1, [1.0, 1.7], model="a1")]
-    figures = figures_of(change(new="a1", stall_ms=None), requests, until=9.0)
+    figures = figures_of(change(new="a1", stall_ms=None), requests)
     assert (figures["tokens_under_old"], figures["tokens_recomputed"]) == (3, 0)
+
+
+def test_a_request_that_lived_through_the_next_change_too_did_not_run_on_under_the_old_one() -> None:
+    requests = [request(0, [1.0, 1.4, 1.9, 3.0], fingerprint="unlearn-newer-g3")]
+    figures = figures_of(change(), requests, later=[change(asked=2.0, live=2.5, new="unlearn-newer-g3")])
+    assert (figures["tokens_under_old"], figures["tokens_recomputed"]) == (0, 12)
 
 
 def test_each_change_counts_the_failures_until_the_next() -> None:
     failed = [request(0, [], error="refused", ended=at, started=at) for at in (0.9, 1.0, 1.6, 3.0)]
-    figures = figures_of(change(new="", stall_ms=None), [*failed, request(1, [1.0, 2.0])], until=2.0)
+    figures = figures_of(change(new="", stall_ms=None), [*failed, request(1, [1.0, 2.0])], later=[change(asked=2.0)])
     assert figures["failed_requests"] == 2
 
 
