@@ -35,7 +35,7 @@ demo: $(READY) ## a deletion request goes live on a running server: the whole pa
 bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on where it was (make bench FRESH=1: anew)
 	$(BIN)/python -m benchmarks $(if $(FRESH),--fresh)
 
-bench-quick: $(READY) ## five variants at batch 8 into out/bench/, under 10 minutes
+bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
 	$(BIN)/python -m benchmarks --quick --fresh
 
 test: $(READY) ## the whole suite, real engine included

@@ -51,6 +51,7 @@ def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Ca
             rounds=rounds,
             only=given.only or (serving.QUICK_VARIANTS if given.quick else ()),
             cells=serving.QUICK_CELLS if given.quick else CELLS,
+            slow=not given.quick,
             say=say,
         )
     elif part == "swap":

@@ -17,7 +17,7 @@ from benchmarks.servers import COMMON_FLAGS, Fleet
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN, ROUTE_SLOTS, Variant, server_specs, variants
 
 PEERS = ("peft", "adapters-lib")
-QUICK_VARIANTS = (PLAIN, "merged", "default", "routes4", "lora-down")
+QUICK_VARIANTS = (PLAIN, "default", "routes4", "lora-down")
 QUICK_CELLS = (Cell(load="decode", batch=8), Cell(load="prefill", batch=8))
 RATIO_TO = ("lora-down", "default")
 
@@ -30,6 +30,7 @@ def run(
     rounds: int,
     only: Sequence[str] = (),
     cells: Sequence[Cell] = CELLS,
+    slow: bool = True,
     say: Callable[[str], None],
 ) -> None:
     """Measure `rounds` rounds of `cells` and write `results`; goes on where an earlier call with `out` was stopped."""
@@ -37,13 +38,13 @@ def run(
     chosen = [
         replace(variant, cells=tuple(cell for cell in variant.cells if cell in cells))
         for variant in variants(inputs)
-        if not only or variant.name in only or variant.name == PLAIN
+        if (not only or variant.name in only or variant.name == PLAIN) and (slow or not variant.slow)
     ]
     failed: dict[str, str] = {}
-    for slow in (False, True):
+    for session in (False, True):
         # Two sessions, since the servers and libraries of all variants together do not fit into this memory.
         log = RunLog(out / "serving-runs.jsonl")
-        together = [variant for variant in chosen if variant.slow == slow or variant.name == PLAIN]
+        together = [variant for variant in chosen if variant.slow == session or variant.name == PLAIN]
         if _blocks(together, log, rounds):
             failed |= _measure(together, inputs, log, rounds=rounds, logs=out / "logs", say=say)
     write_lines(results, summary(chosen, log, rounds=rounds))
