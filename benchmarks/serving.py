@@ -45,7 +45,8 @@ def run(
         # Two sessions, since the servers and libraries of all variants together do not fit into this memory.
         log = RunLog(out / "serving-runs.jsonl")
         together = [variant for variant in chosen if variant.slow == session or variant.name == PLAIN]
-        if _blocks(together, log, rounds):
+        alone = len(together) == 1 < len(chosen)
+        if not alone and _blocks(together, log, rounds):
             failed |= _measure(together, inputs, log, rounds=rounds, logs=out / "logs", say=say)
     write_lines(results, summary(chosen, log, rounds=rounds))
     for name, why in failed.items():
