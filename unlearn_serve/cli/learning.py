@@ -1,4 +1,4 @@
-"""Commands of the offline side: train, eval, fuse."""
+"""Commands of the offline side: train, eval, fuse, merge."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -26,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command(name="eval")(eval_)
     app.command()(fuse)
+    app.command()(merge)
 
 
 def train(
@@ -209,6 +210,17 @@ def fuse(
     chosen = {name: value for name, value in given.items() if value is not None}
     options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]
     typer.echo(fuse_dirs(adapters, out, method, options))
+
+
+def merge(
+    model: ModelOption,
+    adapter: Annotated[Path, typer.Option(help="Adapter folder; its activation must be identity.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+) -> None:
+    """Fold an identity-activation adapter into the base model's weights: an ordinary checkpoint, not swappable."""
+    from unlearn_serve.fusion import merge_dirs
+
+    typer.echo(merge_dirs(model, adapter, out))
 
 
 def _parse_blocks(text: str) -> tuple[int, ...]:
