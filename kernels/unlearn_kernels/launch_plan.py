@@ -6,7 +6,7 @@ launch what `plan` says, so what is checked is what runs.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -37,30 +37,10 @@ class LaunchConfig:
     stages: int
     """Depth of the software pipelines."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One row of the launch table: what holds up to these sizes. The first row that fits is taken."""
-
-    arch: str
-    """sm_80, sm_90, sm_100 or gfx942; sm_80 stands for every other NVIDIA architecture, gfx942 for every other AMD."""
-    element_size: int
-    """Bytes of an element of x: 2 or 4."""
-    max_tokens: int | None
-    max_d: int | None
-    max_bottleneck: int | None
-    config: LaunchConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One launch of `apply_kernel`."""
-
-    grid: tuple[int, int, int]
-    constants: Mapping[str, int | bool]
-    """The kernel's constexpr arguments, all but UPCAST."""
-    options: Mapping[str, int | bool]
-    """The compiler's options."""
+    @property
+    def alone(self) -> bool:
+        """Whether one thread block reads and writes all columns of a group, as it must in place."""
+        return self.parts == self.ctas == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +60,40 @@ class Shapes:
     slot_strides: tuple[int, int]
     routed: bool
     in_place: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One row of the launch table. The first row that fits is taken; in place, the first that fits and is `alone`."""
+
+    arch: str
+    """sm_80, sm_90, sm_100 or gfx942; sm_80 stands for every other NVIDIA architecture, gfx942 for every other AMD."""
+    element_size: int
+    """Bytes of an element of x: 2 or 4."""
+    max_tokens: int | None
+    max_d: int | None
+    max_bottleneck: int | None
+    config: LaunchConfig
+
+    def fits(self, shapes: Shapes, bottleneck: int) -> bool:
+        """Whether the row is for `shapes`."""
+        limits = ((shapes.tokens, self.max_tokens), (shapes.d, self.max_d), (bottleneck, self.max_bottleneck))
+        return (
+            (self.arch, self.element_size) == (shapes.arch, shapes.element_size)
+            and all(limit is None or size <= limit for size, limit in limits)
+            and (self.config.alone or not shapes.in_place)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One launch of `apply_kernel`."""
+
+    grid: tuple[int, int, int]
+    constants: Mapping[str, int | bool]
+    """The kernel's constexpr arguments, all but UPCAST."""
+    options: Mapping[str, int | bool]
+    """The compiler's options."""
 
 
 def next_power_of_two(n: int) -> int:
@@ -105,22 +119,18 @@ def write_table(rows: tuple[TableRow, ...], path: Path) -> None:
 _table = lru_cache(maxsize=1)(read_table)
 
 
-def choose(
-    tokens: int, d: int, bottleneck: int, element_size: int, arch: str, table: tuple[TableRow, ...] | None = None
-) -> LaunchConfig:
-    """Return the config of the first row of `table` that fits.
+def choose(shapes: Shapes, bottleneck: int) -> LaunchConfig:
+    """Return the config of the first row of the launch table that fits.
 
     Raises:
         ValueError: no row fits.
     """
-    for row in table or _table():
-        limits = ((tokens, row.max_tokens), (d, row.max_d), (bottleneck, row.max_bottleneck))
-        same = (row.arch, row.element_size) == (arch, element_size)
-        if same and all(limit is None or size <= limit for size, limit in limits):
+    for row in _table():
+        if row.fits(shapes, bottleneck):
             return row.config
     raise ValueError(
-        f"launch table: expected a row for {arch}, {element_size} bytes, {tokens} tokens, d {d}, bottleneck "
-        f"{bottleneck}; got none: add one, or write the table anew with benchmarks/kernel_tune.py"
+        f"launch table: expected a row for {shapes.arch}, {shapes.element_size} bytes, {shapes.tokens} tokens, "
+        f"d {shapes.d}, bottleneck {bottleneck}, got none: write the table anew with benchmarks/kernel_tune.py"
     )
 
 
@@ -136,9 +146,8 @@ def plan(shapes: Shapes, config: LaunchConfig | None = None) -> tuple[Launch, ..
     for first in range(0, shapes.slots, slots_a_launch):
         slots = min(slots_a_launch, shapes.slots - first)
         bottleneck = max(16, block_rank * next_power_of_two(slots))
-        chosen = config or choose(shapes.tokens, shapes.d, bottleneck, shapes.element_size, shapes.arch)
-        if shapes.in_place:  # a program may overwrite columns only when no other still has to read them
-            chosen = replace(chosen, parts=1, ctas=1)
+        chosen = config or choose(shapes, bottleneck)
+        assert chosen.alone or not shapes.in_place
         launches.append(_launch(shapes, chosen, first, slots, block_rank, bottleneck))
     return tuple(launches)
 
