@@ -50,7 +50,7 @@ def apply_unlearning(
     Mutates nothing. Source: Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023, section 3.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other.
+        ValueError: shapes or dtypes that do not fit each other; on the CPU also values out of range.
     """
     return torch.ops.unlearn_kernels.apply_unlearning(  # type: ignore[no-any-return]
         x, w_down, w_up, slot_of_token, rank_of_slot, activation_of_slot, slot_of_route
