@@ -95,7 +95,7 @@ def test_without_routes_ordinary_lora_leaves_the_sites_as_they_are(
     ("ordinary", "aliases", "message"),
     [
         ({"sql": None}, {"sql": "a" * 64}, "--route-alias: 'sql' is the name of an ordinary LoRA adapter already"),
-        ({"sql": None, "code": None}, {}, "--max-cpu-loras: expected more than the 2 LoRA adapters, got 2"),
+        ({"sql": None}, {}, "--max-cpu-loras: expected at least 3, got 2"),
     ],
 )
 def test_an_api_server_without_a_place_for_routes_does_not_start(
@@ -166,7 +166,7 @@ def test_a_server_with_an_ordinary_lora_serves_it_under_the_default_and_routes_b
     store.promote(default, "production", actor="test")
     tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["o_proj"]))
     tuned.save_pretrained(folder / "sql-lora")
-    flags = ("--routes", "1", "--enable-lora", "--lora-target-modules", "unlearn", "o_proj", "--max-cpu-loras", "2")
+    flags = ("--routes", "1", "--enable-lora", "--lora-target-modules", "unlearn", "o_proj", "--max-cpu-loras", "3")
     command = serve_command(base, folder / "both", folder / "state", *flags, "--lora-modules", f"sql={folder}/sql-lora")
     with running(command, log=folder / "both.log", headers={}) as server:
         server.wait_ready()

@@ -59,9 +59,10 @@ class Routes:
         if taken := sorted(ordinary.keys() & config.route_aliases.keys()):
             raise NotEnforced(f"--route-alias: {taken[0]!r} is the name of an ordinary LoRA adapter already")
         cached = vllm_lora.cached_loras(engine.vllm_config)
-        self.capacity = cached - len(ordinary)
+        # One place stays free: vLLM must be able to load what a late request names after its route was dropped.
+        self.capacity = cached - len(ordinary) - 1
         if self.capacity < 1:
-            raise NotEnforced(f"--max-cpu-loras: expected more than the {len(ordinary)} LoRA adapters, got {cached}")
+            raise NotEnforced(f"--max-cpu-loras: expected at least {len(ordinary) + 2}, got {cached}")
         self._paths = config.state_path / "routes"
         shutil.rmtree(self._paths, ignore_errors=True)  # of an earlier run
         self._held: dict[str, HeldRoute] = {}
