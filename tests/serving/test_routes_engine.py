@@ -50,7 +50,7 @@ class World:
 
     def drop(self, name: str) -> None:
         route = self.routes.pop(name)
-        assert self.llm.collective_rpc("unlearn_drop_route", args=(self.digests[name], route.lora_int_id)) == [True]
+        assert self.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,)) == [True]
 
     def batch(self, *adapters: Any) -> list[torch.Tensor]:
         """One prompt under each adapter, all in one batch; log-probabilities of a prompt never come from a cache."""
@@ -103,6 +103,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
     with pytest.MonkeyPatch.context() as environment:
         set_environment(environment, VLLM_ENABLE_V1_MULTIPROCESSING="0")
         from vllm import LLM
+        from vllm.distributed import cleanup_dist_env_and_memory
 
         arguments = engine_arguments(base, folder / "store", folder / "state", routes=SLOTS, max_rank=32)
         # Not lm_head: with LoRA on it, vLLM 0.32 on CPU cannot give log-probabilities of prompts.
@@ -111,6 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
         llm = LLM(**arguments, **lora, dtype="float32", max_logprobs=-1)
         yield World(llm, folder, digests, [tokenizer(text)["input_ids"] for text in TEXTS], {})
         del llm
+        cleanup_dist_env_and_memory()
 
 
 def close(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -166,14 +168,14 @@ def test_a_dropped_route_comes_back_with_its_own_weights_and_cache(world: World)
     """vLLM's reload under a known name goes on with the KV of the weights that were there before."""
     prompt = world.prompts[0] * 20  # longer than a block of the cache
 
-    def answer(adapter: Any) -> tuple[tuple[int, ...], int]:
+    def answer(adapter: Any) -> tuple[torch.Tensor, int]:
         from vllm import SamplingParams
 
-        sampling = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-        (output,) = world.llm.generate(
-            [{"prompt_token_ids": prompt}], sampling, use_tqdm=False, lora_request=[adapter] if adapter else None
-        )
-        return tuple(output.outputs[0].token_ids), output.num_cached_tokens
+        sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, detokenize=False)
+        named = {"lora_request": [adapter]} if adapter else {}
+        (output,) = world.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False, **named)
+        (candidates,) = output.outputs[0].logprobs
+        return torch.tensor([candidates[token].logprob for token in sorted(candidates)]), output.num_cached_tokens
 
     under_ab, cold = answer(world.hold("ab"))
     assert (cold, answer(world.hold("ab"))[1] > 0) == (0, True), "the prefix cache works for routes"
@@ -183,10 +185,11 @@ def test_a_dropped_route_comes_back_with_its_own_weights_and_cache(world: World)
     again, cold_again = answer(world.hold("ab"))
 
     assert (cold_beside, cold_default, cold_again) == (0, 0, 0), (
-        "no KV is shared between releases, or with an earlier hold"
+        "no KV is shared between releases, or with an earlier one"
     )
-    assert again == under_ab
-    assert len({under_ab, under_ac, under_default}) == 3, "the test can tell releases apart"
+    close([again], [under_ab])
+    assert different(under_ab, under_ac), "the test can tell releases apart"
+    assert different(under_ab, under_default), "the test can tell releases apart"
 
 
 def test_dropping_reaches_the_engine_and_a_request_that_still_names_it_falls_back(world: World) -> None:
@@ -199,7 +202,7 @@ def test_dropping_reaches_the_engine_and_a_request_that_still_names_it_falls_bac
 
     assert world.digests["ad"] not in held
     close(got, world.expected("default"))
-    world.llm.collective_rpc("unlearn_drop_route", args=(world.digests["ad"], route.lora_int_id))
+    world.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,))
 
 
 def test_no_file_is_read_in_the_engine_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +222,14 @@ def test_no_file_is_read_in_the_engine_loop(world: World, monkeypatch: pytest.Mo
 def test_an_ordinary_lora_is_served_under_the_enforced_default(world: World, sql_lora: Path) -> None:
     from vllm.lora.request import LoRARequest
 
+    # No request without an adapter in this batch: to its linear layers vLLM 0.32 on CPU applies the LoRA in the last
+    # slot (vllm-project/vllm#48421), with or without us.
     lora = LoRARequest("sql-lora", 7, str(sql_lora))
-    got = world.batch(None, lora, world.hold("ab"), lora)
+    got = world.batch(world.hold("ab"), lora, world.hold("ab"), lora)
 
     expected = [_of_transformers(sql_lora, world.folder / "default", world.prompts[i]) for i in (1, 3)]
     close([got[1], got[3]], expected)
-    close([got[0], got[2]], world.expected("default", None, "ab")[::2])
+    close([got[0], got[2]], world.expected("ab", "ab", "ab")[::2])
     assert different(got[1], world.expected("default", "default")[1]), "the LoRA does something"
 
 
@@ -235,6 +240,7 @@ def test_an_unlearning_adapter_loaded_as_an_ordinary_lora_is_not_served(world: W
     smuggled = LoRARequest("smuggled", 8, str(world.folder / "ac"))
     got = world.batch(smuggled)
 
+    assert world.llm.collective_rpc("unlearn_status")[0]["unverified"] == [8], "a server refuses to start with it"
     close(got, world.expected("default"))
 
 

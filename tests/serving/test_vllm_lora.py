@@ -49,7 +49,7 @@ class TestConfig:
     def test_sizes(self, config: Any, tiny: Path) -> None:
         require(vllm_lora.lora_slots(config) == SLOTS, "LoRAConfig.max_loras")
         require(vllm_lora.cached_loras(config) == 3, "LoRAConfig.max_cpu_loras")
-        require(config.lora_config.target_modules == ["unlearn"], "LoRAConfig.target_modules, --lora-target-modules")
+        require(vllm_lora.lora_targets(config) == ["unlearn"], "LoRAConfig.target_modules, --lora-target-modules")
         plain = create_config(tiny)
         assert (vllm_lora.lora_slots(plain), vllm_lora.cached_loras(plain)) == (0, 0)
 
@@ -65,6 +65,21 @@ class TestConfig:
         monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         (line,) = vllm_internals.unsupported_settings(config, args)
         assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: ")
+
+
+class TestAdaptersOfOthers:
+    """On CPU, vLLM's ops for linear layers give the last adapter to tokens that have none."""
+
+    def test_minus_one_is_read_as_the_last_slot(self, config: Any, tiny: Path) -> None:
+        from vllm.lora.ops.torch_ops import bgmv_shrink
+
+        out = torch.zeros(2, 1)
+        weights = torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]])
+        bgmv_shrink(torch.ones(2, 2), weights, out, torch.tensor([-1, 0]))
+        require(out.tolist() == [[2.0], [0.0]], "it was mended: drop mixes_up_adapters and its warning")
+        assert not vllm_lora.mixes_up_adapters(config, "unlearn")
+        assert vllm_lora.mixes_up_adapters(_config(tiny, lora_target_modules=["unlearn", "q_proj"]), "unlearn")
+        assert not vllm_lora.mixes_up_adapters(create_config(tiny), "unlearn")
 
 
 class TestCompilation:

@@ -123,11 +123,6 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     missing = sorted(set(local) - set(found))
     if missing:
         raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
-    routes = vllm_lora.lora_slots(vllm_config) if config.routes else 0
-    if routes < config.routes:
-        raise NotEnforced(
-            f"--max-loras: expected at least {config.routes} (--routes), got {routes or 'no --enable-lora'}"
-        )
     layers = build_sites(
         list(local),
         num_blocks=vllm_internals.num_blocks(vllm_config),
@@ -135,7 +130,7 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         max_rank=config.max_rank,
         max_tokens=vllm_internals.max_tokens_per_step(vllm_config),
         dtype=vllm_config.model_config.dtype,
-        routes=routes,
+        routes=_route_slots(vllm_config, config),
         require_coverage=not config.allow_uncovered_routes,
         site_class=_site_class(config),
     )
@@ -145,6 +140,19 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         end_forward_in_site(found[block][1], site)
         layers.hosts[block] = found[block][1]
     return layers
+
+
+def _route_slots(vllm_config: "VllmConfig", config: ServingConfig) -> int:
+    """Return how many adapters can be ready at a time, each of which may be a route; 0 where routes are off."""
+    if not config.routes:
+        return 0
+    slots, targets = vllm_lora.lora_slots(vllm_config), vllm_lora.lora_targets(vllm_config)
+    if slots < config.routes:
+        got = str(slots) if slots else "no --enable-lora"
+        raise NotEnforced(f"--max-loras: expected at least {config.routes}, as many as routes, got {got}")
+    if targets is not None and SITE_NAME not in targets:
+        raise NotEnforced(f"--lora-target-modules: expected {SITE_NAME} among them, got {', '.join(targets)}")
+    return slots
 
 
 def _site_class(config: ServingConfig) -> type[EnforcedSite]:

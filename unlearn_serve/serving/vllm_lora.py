@@ -22,6 +22,11 @@ def lora_slots(config: "VllmConfig") -> int:
     return config.lora_config.max_loras if config.lora_config is not None else 0
 
 
+def lora_targets(config: "VllmConfig") -> list[str] | None:
+    """Return the suffixes of modules that adapters may target; None is all of them."""
+    return config.lora_config.target_modules if config.lora_config is not None else None
+
+
 def cached_loras(config: "VllmConfig") -> int:
     """Return how many adapters a worker keeps in memory, those in slots included; 0 where LoRA is off."""
     return int(config.lora_config.max_cpu_loras or 0) if config.lora_config is not None else 0
@@ -39,13 +44,22 @@ def keep_compiled(config: "VllmConfig", only_target: str) -> bool:
 
     compilation = config.compilation_config
     prepared = compilation.inductor_compile_config.get("cpp.dynamic_threads")
-    targets = config.lora_config.target_modules if config.lora_config is not None else None
-    if not (current_platform.is_cpu() and prepared and targets == [only_target]):
+    if not (current_platform.is_cpu() and prepared and lora_targets(config) == [only_target]):
         return False
     if compilation.mode != CompilationMode.NONE or config.model_config.enforce_eager:
         return False
     compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
     return True
+
+
+def mixes_up_adapters(config: "VllmConfig", only_target: str) -> bool:
+    """Tell whether vLLM's linear layers may apply an adapter to requests that name none (vllm-project/vllm#48421).
+
+    On CPU, vLLM 0.32 reads index -1, no adapter, as the last slot wherever a batch has adapters too.
+    """
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu() and config.lora_config is not None and lora_targets(config) != [only_target])
 
 
 def compilation_mode(config: "VllmConfig") -> str:
