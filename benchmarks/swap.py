@@ -207,10 +207,11 @@ def _restarts(
                 _wait(5.0)
                 asked = time.time()
                 server.stop()
+                stopped = time.time()  # until now the old server may have answered
                 server = Server(spec, logs=logs, port=server.port)
                 server.wait_ready()
                 _wait(5.0)
-                after = [at for r in streams.requests if r.started > asked for at, _ in r.tokens]
+                after = [at for r in streams.requests if r.started > stopped for at, _ in r.tokens]
                 changes.append(Change(asked=asked, live=min(after), stall_ms=None, new=""))
         return changes, streams.requests
     finally:
