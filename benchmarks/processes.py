@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 STOP_SECONDS = 20.0
-MIB = 2**20
 
 
 class BenchmarkError(Exception):
@@ -77,10 +76,6 @@ class Measured:
     def peak_mib(self) -> float:
         """Return the sum over the group of each process's peak resident memory since `reset_peak`, in MiB."""
         return sum(_status_kib(process.pid, "VmHWM") for process in self.group()) / 1024
-
-    def resident_mib(self) -> float:
-        """Return the group's resident memory now, in MiB."""
-        return sum(_status_kib(process.pid, "VmRSS") for process in self.group()) / 1024
 
     def busy_fraction(self, seconds: float) -> float:
         """Return the cores that the group keeps busy, over `seconds` from now."""

@@ -207,14 +207,24 @@ def _restarts(
                 _wait(5.0)
                 asked = time.time()
                 server.stop()
+                stopped = time.time()  # until now the old server may have answered
                 server = Server(spec, logs=logs, port=server.port)
                 server.wait_ready()
-                _wait(5.0)
-                after = [at for r in streams.requests if r.started > asked for at, _ in r.tokens]
-                changes.append(Change(asked=asked, live=min(after), stall_ms=None, new=""))
+                changes.append(Change(asked=asked, live=_first_token(streams, stopped), stall_ms=None, new=""))
+            _wait(5.0)
         return changes, streams.requests
     finally:
         server.stop()
+
+
+def _first_token(streams: Streams, after: float) -> float:
+    """Wait for the first token of a request that was sent later than `after`; returns when it came."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if times := [at for request in streams.requests if request.started > after for at, _ in request.tokens]:
+            return min(times)
+        time.sleep(0.1)
+    raise BenchmarkError("no client got a token in the minute after the restart")
 
 
 def _wait(seconds: float) -> None:

@@ -19,7 +19,11 @@ y = unlearn_kernels.apply_unlearning(x, torch.ones(1, 1, 8), torch.ones(1, 8, 1)
 assert y.tolist() == [[9.0] * 8], y
 """
 # The real sources take half a minute; one file that registers nothing but a name builds in seconds.
-STAND_IN = '#include <torch/library.h>\nTORCH_LIBRARY_FRAGMENT(unlearn_kernels, m) { m.def("dot_kernels() -> str", [] { return std::string("stand-in"); }); }\n'
+STAND_IN = """#include <torch/library.h>
+TORCH_LIBRARY_FRAGMENT(unlearn_kernels, m) {
+  m.def("dot_kernels() -> str", [] { return std::string("stand-in"); });
+}
+"""
 """C++."""
 
 

@@ -50,7 +50,7 @@ class World:
 
     def drop(self, name: str) -> None:
         route = self.routes.pop(name)
-        assert self.llm.collective_rpc("unlearn_drop_route", args=(self.digests[name], route.lora_int_id)) == [True]
+        assert self.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,)) == [True]
 
     def batch(self, *adapters: Any) -> list[torch.Tensor]:
         """One prompt under each adapter, all in one batch; log-probabilities of a prompt never come from a cache."""
@@ -202,7 +202,7 @@ def test_dropping_reaches_the_engine_and_a_request_that_still_names_it_falls_bac
 
     assert world.digests["ad"] not in held
     close(got, world.expected("default"))
-    world.llm.collective_rpc("unlearn_drop_route", args=(world.digests["ad"], route.lora_int_id))
+    world.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,))
 
 
 def test_no_file_is_read_in_the_engine_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +240,7 @@ def test_an_unlearning_adapter_loaded_as_an_ordinary_lora_is_not_served(world: W
     smuggled = LoRARequest("smuggled", 8, str(world.folder / "ac"))
     got = world.batch(smuggled)
 
+    assert world.llm.collective_rpc("unlearn_status")[0]["unverified"] == [8], "a server refuses to start with it"
     close(got, world.expected("default"))
 
 

@@ -61,7 +61,7 @@ def server(folder: Path, store: Store, digests: dict[str, str]) -> Iterator[Serv
         ensure_checkpoint(),
         folder / "store",
         folder / "state",
-        *("--max-rank", str(MAX_RANK), "--routes", str(SLOTS), "--max-cpu-loras", "3"),
+        *("--max-rank", str(MAX_RANK), "--routes", str(SLOTS), "--max-cpu-loras", "4"),
         *("--route-alias", f"{ALIAS}={digests['ab']}"),
     )
     headers = {"X-Unlearn-Admin-Key": ADMIN_KEY}

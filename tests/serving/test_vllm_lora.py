@@ -67,6 +67,21 @@ class TestConfig:
         assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: ")
 
 
+class TestAdaptersOfOthers:
+    """On CPU, vLLM's ops for linear layers give the last adapter to tokens that have none."""
+
+    def test_minus_one_is_read_as_the_last_slot(self, config: Any, tiny: Path) -> None:
+        from vllm.lora.ops.torch_ops import bgmv_shrink
+
+        out = torch.zeros(2, 1)
+        weights = torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]])
+        bgmv_shrink(torch.ones(2, 2), weights, out, torch.tensor([-1, 0]))
+        require(out.tolist() == [[2.0], [0.0]], "it was mended: drop mixes_up_adapters and its warning")
+        assert not vllm_lora.mixes_up_adapters(config, "unlearn")
+        assert vllm_lora.mixes_up_adapters(_config(tiny, lora_target_modules=["unlearn", "q_proj"]), "unlearn")
+        assert not vllm_lora.mixes_up_adapters(create_config(tiny), "unlearn")
+
+
 class TestCompilation:
     """vLLM's CPU platform turns it off for any LoRA; `keep_compiled` turns it on again for our sites alone."""
 

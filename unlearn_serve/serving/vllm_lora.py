@@ -52,6 +52,16 @@ def keep_compiled(config: "VllmConfig", only_target: str) -> bool:
     return True
 
 
+def mixes_up_adapters(config: "VllmConfig", only_target: str) -> bool:
+    """Tell whether vLLM's linear layers may apply an adapter to requests that name none (vllm-project/vllm#48421).
+
+    On CPU, vLLM 0.32 reads index -1, no adapter, as the last slot wherever a batch has adapters too.
+    """
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu() and config.lora_config is not None and lora_targets(config) != [only_target])
+
+
 def compilation_mode(config: "VllmConfig") -> str:
     """Return the name of the mode in which this process compiles its model, NONE where it does not."""
     mode = config.compilation_config.mode
