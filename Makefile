@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast lint types check format clean
+.PHONY: setup demo test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,14 @@ test: $(READY) ## the whole suite, real engine included
 
 test-fast: $(READY) ## without the tests that start an engine or need the real model
 	$(BIN)/pytest -m "not engine and not model"
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= manifest tensors config documents log
+fuzz: $(READY) ## coverage-guided fuzzing of the readers, FUZZ_SECONDS each (Linux)
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	@for target in $(FUZZ_TARGETS); do \
+		PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=8192 || exit 1; \
+	done
 
 lint: $(READY) ## style, docstrings, and which package may import which
 	$(BIN)/ruff check .

@@ -16,12 +16,16 @@ def apply_grouped(
     slot_of_token: torch.Tensor,
     rank_of_slot: torch.Tensor,
     activation_of_slot: torch.Tensor,
+    slot_of_route: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return y as `unlearn_kernels.apply_unlearning` defines it, in a new tensor.
+    """Return y as `unlearn_kernels.apply_unlearning` defines it, in a new contiguous tensor.
 
     Reads the routing on the host, so on an accelerator it synchronises and cannot be captured in a graph.
     """
+    x_TD = x_TD.contiguous()
     routing = slot_of_token[: x_TD.shape[0]]
+    if slot_of_route is not None:
+        routing = slot_of_route[routing.long() + 1]
     if routing.ndim == 1:
         return _add_one_slot_each(x_TD, x_TD, w_down_SRD, w_up_SDR, routing, rank_of_slot, activation_of_slot)
     y_TD = x_TD

@@ -15,6 +15,7 @@ def apply_unlearning_reference(
     slot_of_token: torch.Tensor,
     rank_of_slot: torch.Tensor,
     activation_of_slot: torch.Tensor,
+    slot_of_route: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Semantics: y[t] = x[t] + sum over s in slot_of_token[t], s >= 0, of W_up[s] act_s(W_down[s] x[t]).
 
@@ -27,6 +28,8 @@ def apply_unlearning_reference(
         delta = torch.zeros_like(x)
         touched = False
         for slot in slot_of_token[t].reshape(-1).tolist():
+            if slot_of_route is not None:
+                slot = int(slot_of_route[slot + 1])
             if slot < 0:
                 continue
             rank = int(rank_of_slot[slot])

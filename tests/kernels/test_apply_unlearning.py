@@ -102,6 +102,38 @@ def test_a_set_of_slots_adds_up_deltas_of_the_same_input(dtype: torch.dtype) -> 
     assert torch.equal(got[2], x[2])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_routes_name_slots_and_entry_0_is_the_default(dtype: torch.dtype) -> None:
+    """Off by one, a request without a route would escape the default release."""
+    w_down, w_up, ranks, codes = buffers(64, dtype)
+    x = torch.randn(6, 64).to(dtype)
+    routes = torch.tensor([-1, 0, 1, 2, -1, 1])
+    slot_of_route = torch.tensor([3, 1, -1, 4], dtype=torch.int32)
+    direct = torch.tensor([3, 1, -1, 4, 3, -1])
+    expected = apply_unlearning_reference(x, w_down, w_up, direct, ranks, codes)
+    assert torch.equal(apply_unlearning_reference(x, w_down, w_up, routes, ranks, codes, slot_of_route), expected)
+    for routing_dtype in (torch.int32, torch.int64):
+        got = apply_unlearning(x, w_down, w_up, routes.to(routing_dtype), ranks, codes, slot_of_route)
+        assert torch.equal(got, apply_unlearning(x, w_down, w_up, direct.to(routing_dtype), ranks, codes))
+        torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert torch.equal(apply_unlearning_(x.clone(), w_down, w_up, routes, ranks, codes, slot_of_route), got)
+
+
+def test_rows_and_columns_of_a_larger_tensor() -> None:
+    """A site may be handed a slice; the result must not follow its strides."""
+    w_down, w_up, ranks, codes = buffers(64, torch.float32)
+    whole = torch.randn(14, 128)
+    x, slots = whole[::2, 32:96], routing("mixed", 7)
+    got = apply_unlearning(x, w_down, w_up, slots, ranks, codes)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, apply_unlearning_reference(x, w_down, w_up, slots, ranks, codes))
+    rest = whole.clone()
+    apply_unlearning_(x, w_down, w_up, slots, ranks, codes)
+    assert torch.equal(x, got)
+    rest[::2, 32:96] = got
+    assert torch.equal(whole, rest)
+
+
 def test_routing_buffer_may_be_longer_than_the_batch() -> None:
     w_down, w_up, ranks, codes = buffers(64, torch.float32)
     x = torch.randn(3, 64)
@@ -146,10 +178,11 @@ def test_compiled_graph_reads_routing_when_it_runs() -> None:
 def test_passes_torchs_own_checks_of_a_custom_op() -> None:
     w_down, w_up, ranks, codes = buffers(64, torch.float32)
     w_down, w_up = w_down.nan_to_num(), w_up.nan_to_num()
-    arguments = (torch.randn(8, 64), w_down, w_up, routing("mixed", 8), ranks, codes)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.unlearn_kernels.apply_unlearning.default, arguments, test_utils=tests)
-    torch.library.opcheck(torch.ops.unlearn_kernels.apply_unlearning_.default, arguments, test_utils=tests)
+    for slot_of_route in ((), (torch.tensor([2, 1, -1, 3, 4, 0], dtype=torch.int32),)):
+        arguments = (torch.randn(8, 64), w_down, w_up, routing("mixed", 8), ranks, codes, *slot_of_route)
+        torch.library.opcheck(torch.ops.unlearn_kernels.apply_unlearning.default, arguments, test_utils=tests)
+        torch.library.opcheck(torch.ops.unlearn_kernels.apply_unlearning_.default, arguments, test_utils=tests)
 
 
 def test_bad_shapes_are_named() -> None:
@@ -162,7 +195,12 @@ def test_bad_shapes_are_named() -> None:
         ((good, w_down, w_up[:, :, :3], slots, ranks, codes), r"w_up: expected shape \(5, 64, 24\)"),
         ((good.half(), w_down, w_up, slots, ranks, codes), "expected one dtype, got x torch.float16"),
         ((good, w_down, w_up, slots[:2], ranks, codes), "slot_of_token: expected at least 4 rows"),
-        ((good, w_down, w_up, slots, ranks[:2], codes), r"rank_of_slot, activation_of_slot: expected shape \(5,\)"),
+        ((good, w_down, w_up, slots.half(), ranks, codes), "slot_of_token: expected int32 or int64, got torch.float16"),
+        ((good, w_down, w_up, slots, ranks[:2], codes), r"rank_of_slot: expected int32 of shape \(5,\)"),
+        ((good, w_down, w_up, slots, ranks, codes.long()), r"activation_of_slot: .* got torch.int64 \(5,\)"),
+        ((good, w_down, w_up, slots, ranks, codes, slots.long()), r"slot_of_route: expected int32 of shape \(routes"),
+        ((good, w_down, w_up, slots[:, None], ranks, codes, slots), "slot_of_token: expected one route a token"),
+        ((good[:, :4], w_down[..., :4], w_up[:, :4], slots, ranks, codes), "d to be a multiple of 8, got 4"),
     ]:
         with pytest.raises(ValueError, match=message):
             apply_unlearning(*arguments)

@@ -19,13 +19,13 @@ from unlearn_serve.demo.phases import Phase, Scorer
 from unlearn_serve.demo.progress import console
 from unlearn_serve.demo.report import Check, Report, Step, Swap, side_by_side
 from unlearn_serve.demo.server import CHANNEL, ENVIRONMENT, Server
-from unlearn_serve.demo.stream import BUSY_PAUSE, FRUGAL_PAUSE, Stream, StreamedRequest
+from unlearn_serve.demo.stream import BUSY_BEAT, FRUGAL_BEAT, Stream, StreamedRequest
 from unlearn_serve.errors import UnlearnServeError
 
 STREAMS = 4
 DELETION_IDS = ("case-17", "case-18")
 AROUND_SWAP_SECONDS = 4.0
-"""The stream runs without pauses for so long before and after each swap."""
+"""The stream runs without rest for so long before and after each swap."""
 
 BEFORE, FIRST, FUSED, ROLLED_BACK = "before", "first live", "both live", "rolled back"
 OWN_FOLDERS = ("store", "state", "data", "adapter-1", "adapter-2", "adapter-fused")
@@ -72,7 +72,8 @@ class Story:
             with self._step("scoring the fused release"):
                 both_live = scorer.score(name=FUSED, release=fused, live_requests=(1, 2))
 
-            rollback_swap = self._move(server, stream, "rollback")
+            # The first release does not cover the second request: said on purpose, or the rollback is refused.
+            rollback_swap = self._move(server, stream, "rollback", "--allow-uncover", "--reason", "the story goes back")
             with self._step("scoring after the rollback"):
                 rolled_back = scorer.score(name=ROLLED_BACK, release=rollback_swap.release, live_requests=(1,))
             pids_after = server.pids()
@@ -161,16 +162,16 @@ class Story:
             self._run("fuse", self.out / "adapter-1", self.out / "adapter-2", "--out", fused)
             return self._run("publish", fused, "--store", self.out / "store").split()[-1]
 
-    def _move(self, server: Server, stream: Stream, action: str, *release: str) -> Swap:
+    def _move(self, server: Server, stream: Stream, action: str, *arguments: str) -> Swap:
         """Move the channel and wait until the server serves what it names."""
         with self._step(f"{action}: the running server swaps"):
-            stream.pause = BUSY_PAUSE
+            stream.beat = BUSY_BEAT
             time.sleep(AROUND_SWAP_SECONDS)
-            said = self._run(action, *release, "--channel", CHANNEL, "--store", self.out / "store")
+            said = self._run(action, *arguments, "--channel", CHANNEL, "--store", self.out / "store")
             generation = int(said.split("generation ", 1)[1].split()[0])
             swap = Swap.from_history(server.wait_for_generation(generation))
             time.sleep(AROUND_SWAP_SECONDS)
-            stream.pause = FRUGAL_PAUSE
+            stream.beat = FRUGAL_BEAT
         console.print(f"    generation {generation} live {swap.publish_to_live_ms:.0f} ms after the channel moved")
         return swap
 

@@ -17,8 +17,15 @@ from unlearn_serve.demo.knowledge import Knowledge, Row
 MODEL = "demo"
 """The name under which the demo's server serves its model."""
 
-FRUGAL_PAUSE, BUSY_PAUSE = 2.0, 0.0
-"""Seconds between two requests of one stream: while a trainer needs the cores too, and around a swap."""
+FRUGAL_BEAT, BUSY_BEAT = 8.0, 0.0
+"""Seconds between two requests of one stream: while a trainer needs the cores too, and around a swap (no rest at all).
+
+All streams keep one beat: vLLM's processes spin for a second after each step, so that requests spread out evenly would
+keep a core from the trainer all the time.
+"""
+
+APART = 0.2
+"""Seconds between the streams on a beat, or they would all prefill and all decode in step."""
 
 RELEASE_HEADER = "x-unlearn-release"
 
@@ -62,8 +69,8 @@ class Stream:
 
     def __init__(self, *, url: str, knowledge: Knowledge, streams: int, seed: int = 0) -> None:
         self.requests: list[StreamedRequest] = []
-        self.pause = FRUGAL_PAUSE
-        """Seconds that each stream waits between requests; may be set while running."""
+        self.beat = FRUGAL_BEAT
+        """Seconds between the moments at which every stream asks; may be set while running."""
 
         self._url = url
         self._questions = [
@@ -89,9 +96,8 @@ class Stream:
             await asyncio.gather(*(self._ask_on(client, stream) for stream in range(self._streams)))
 
     async def _ask_on(self, client: AsyncOpenAI, stream: int) -> None:
-        # Streams start apart, or they would all prefill and all decode in step.
-        await asyncio.sleep(0.3 * stream)
         while not self._ending.is_set():
+            await asyncio.sleep(APART * stream if self.beat else 0)
             kind, row = self._random.choice(self._questions)
             request = StreamedRequest(
                 stream=stream, kind=kind, question=row.question, gold=row.gold, started=time.time()
@@ -102,13 +108,12 @@ class Stream:
             except Exception as error:  # whatever it was, it is a failed request, and that is what is counted
                 request.error = f"{type(error).__name__}: {error}"
             request.ended = time.time()
-            await self._rest()
+            await self._rest(request.started)
 
-    async def _rest(self) -> None:
-        rested = 0.0
-        while rested < self.pause and not self._ending.is_set():
+    async def _rest(self, asked: float) -> None:
+        """Wait for the first beat after the one on which the stream asked; not at all where there is no beat."""
+        while self.beat and time.time() < (asked // self.beat + 1) * self.beat and not self._ending.is_set():
             await asyncio.sleep(0.1)
-            rested += 0.1
 
 
 async def _ask(client: AsyncOpenAI, request: StreamedRequest) -> None:
