@@ -1,6 +1,7 @@
-"""Commands of the offline side: train, eval, fuse."""
+"""Commands of the offline side: train, eval, fuse, merge."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,9 @@ from unlearn_serve.format import Activation
 if TYPE_CHECKING:
     from unlearn_serve.evaluation import Results
 
+if TYPE_CHECKING:
+    from unlearn_serve.training import Objective
+
 ModelOption = Annotated[Path, typer.Option(help="Folder of the base model's checkpoint.")]
 
 
@@ -22,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command(name="eval")(eval_)
     app.command()(fuse)
+    app.command()(merge)
 
 
 def train(
@@ -31,25 +36,41 @@ def train(
     deletion_id: Annotated[list[str], typer.Option(help="Id of the deletion request; repeat for several.")],
     retain: Annotated[Path | None, typer.Option(help="JSONL of what must stay.")] = None,
     objective: Annotated[
-        Literal["npo", "eul"], typer.Option(help="npo: bounded, the default; eul: the paper's.")
+        Literal["npo", "eul", "simnpo", "grad-diff", "idk", "rmu"],
+        typer.Option(help="What to minimise; eul: the paper's, with its settings. See docs/training.md."),
     ] = "npo",
     schedule: Annotated[
-        Literal["joint", "alternate"], typer.Option(help="alternate: epochs of retained and forgotten, as the paper.")
-    ] = "joint",
+        Literal["joint", "alternate"] | None,
+        typer.Option(help="alternate: epochs of retained and forgotten, as the paper; default: the objective's."),
+    ] = None,
     rank: Annotated[int, typer.Option(help="Bottleneck width r.")] = 64,
     activation: Annotated[Activation, typer.Option(help="Activation of the bottleneck.")] = "silu",
     blocks: Annotated[str | None, typer.Option(help="Blocks with a layer, like 0-9,12; default: upper half.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most, in place of steps.")] = None,
     forget_target: Annotated[
         float | None, typer.Option(help="Stop once forgotten answers are at most this probable.")
+    ] = None,
+    holdout: Annotated[
+        Path | None, typer.Option(help="JSONL of rows no training saw: stop once forgotten answers are as probable.")
+    ] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="Folder of a model trained without the forgotten rows: stop at its level.")
     ] = None,
     retain_tolerance: Annotated[
         float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
     ] = None,
     gold_only: Annotated[
-        bool, typer.Option(help="Forget an answer's gold string alone, or with --no-gold-only whole answers.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--gold-only/--no-gold-only", help="Forget gold strings alone, or whole answers; default: the objective's."
+        ),
+    ] = None,
+    refusal: Annotated[str | None, typer.Option(help="What idk prefers to forgotten answers.")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Any weight or constant of the objective, as NAME=VALUE; repeatable.")
+    ] = None,
     npo_beta: Annotated[float | None, typer.Option(help="beta of NPO, per nat.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of KL on retained answers; 0 switches it off.")] = None,
     task_weight: Annotated[
@@ -57,23 +78,45 @@ def train(
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of the negated LM loss on forgotten answers.")] = None,
     own_answers: Annotated[
-        bool, typer.Option(help="Also train on what the model itself answers; needless where the data are its words.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--own-answers/--no-own-answers",
+            help="Also train on what the model itself answers; needless where the data are its words.",
+        ),
+    ] = None,
+    gram_sketch: Annotated[
+        int | None, typer.Option(help="Rows that stand for a Gram matrix, for large models; default: exact Grams.")
+    ] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: none.")] = None,
     seed: Annotated[int, typer.Option(help="Adapters to be fused had best share it.")] = 0,
 ) -> None:
     """Train an unlearning adapter for a deletion request."""
-    from unlearn_serve.training import EUL, NPO, TrainArgs
+    from unlearn_serve.training import RECIPES
     from unlearn_serve.training import train as run
 
     weights = {"npo_beta": npo_beta, "retain_kl": alpha, "retain_task": task_weight, "forget_lm": gamma}
-    limits = {
+    given: dict[str, object] = {
+        "blocks": _parse_blocks(blocks) if blocks else None,
+        "schedule": schedule,
         "learning_rate": learning_rate,
         "max_steps": max_steps,
+        "epochs": epochs,
         "forget_target": forget_target,
+        "holdout": holdout,
+        "retrained": retrained,
         "retain_tolerance": retain_tolerance,
+        "gold_only": gold_only,
+        "refusal": refusal,
+        "own_answers": own_answers,
+        "gram_sketch": gram_sketch,
     }
-    arguments = TrainArgs(
+    if max_steps is not None and epochs is not None:
+        raise typer.BadParameter("--max-steps and --epochs: expected one of them, got both")
+    recipe = RECIPES[objective]
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if max_steps is not None:
+        chosen["epochs"] = None
+    arguments = recipe.arguments(
         model=model,
         forget=forget,
         retain=retain,
@@ -81,16 +124,10 @@ def train(
         deletion_ids=tuple(deletion_id),
         rank=rank,
         activation=activation,
-        blocks=_parse_blocks(blocks) if blocks else None,
-        objective=replace(
-            NPO if objective == "npo" else EUL, **{name: value for name, value in weights.items() if value is not None}
-        ),
-        schedule=schedule,
-        gold_only=gold_only,
-        own_answers=own_answers,
+        objective=_weighted(recipe.objective, weights, weight or []),
         save_steps=save_steps,
         seed=seed,
-        **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
+        **chosen,
     )
     typer.echo(run(arguments))
 
@@ -159,11 +196,31 @@ def fuse(
     method: Annotated[
         Literal["regmean", "cat", "mean"], typer.Option(help="regmean: the paper's; cat: exact sum, ranks add up.")
     ] = "regmean",
+    scaling: Annotated[
+        Literal["unit", "none"] | None,
+        typer.Option(help="unit: each adapter has one say; none: as published, more text has more. Of regmean."),
+    ] = None,
+    off_diagonal: Annotated[float | None, typer.Option(help="Factor of what is off the Grams' diagonals.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Added to the diagonals, in units of their mean.")] = None,
 ) -> None:
     """Fuse adapters into one that covers all their deletion requests, in closed form and without data."""
-    from unlearn_serve.fusion import fuse_dirs
+    from unlearn_serve.fusion import RegMean, fuse_dirs
 
-    typer.echo(fuse_dirs(adapters, out, method))
+    given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]
+    typer.echo(fuse_dirs(adapters, out, method, options))
+
+
+def merge(
+    model: ModelOption,
+    adapter: Annotated[Path, typer.Option(help="Adapter folder; its activation must be identity.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+) -> None:
+    """Fold an identity-activation adapter into the base model's weights: an ordinary checkpoint, not swappable."""
+    from unlearn_serve.fusion import merge_dirs
+
+    typer.echo(merge_dirs(model, adapter, out))
 
 
 def _parse_blocks(text: str) -> tuple[int, ...]:
@@ -174,6 +231,24 @@ def _parse_blocks(text: str) -> tuple[int, ...]:
             raise typer.BadParameter(f"--blocks: expected numbers and ranges like 0-9,12, got {text!r}")
         blocks.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(blocks))
+
+
+def _weighted(objective: "Objective", named: Mapping[str, float | None], items: Sequence[str]) -> "Objective":
+    """Return `objective` with the weights that were given."""
+    known = {item.name for item in fields(objective)}
+    weights = {name: value for name, value in named.items() if value is not None}
+    for item in items:
+        name, _, value = item.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--weight: expected NAME=NUMBER, got {item!r}") from None
+        if name not in known:
+            raise typer.BadParameter(f"--weight: expected one of {', '.join(sorted(known))}, got {name!r}")
+    try:
+        return replace(objective, **weights)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None
 
 
 def _parse_set(item: str) -> tuple[str, Path]:
