@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.model]
 
 NEW = 12
 NATS = 0.1
-"""How far a mean log-probability may differ: both sides compute in bf16, in other orders. Measured here: 0.03."""
+"""How far a mean log-probability may differ: both sides compute in bf16, in other orders. Measured: 0.04 at most."""
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +89,18 @@ def test_what_is_live_is_named(live: Results, release: str) -> None:
 
 def test_live_is_what_was_trained(live: Results, local: Results) -> None:
     """Each row's log-probabilities, over the right answer and the wrong ones; the plain model's are others."""
-    changed = 0
+    from_after = from_before = 0.0
     for name, found in live.sets.items():
         trained = local.sets[name].scores
         for served, after, before in zip(found.scores["live"], trained["after"], trained["before"], strict=True):
             assert served.loss == pytest.approx(after.loss, abs=NATS)
             assert served.truth_ratio == pytest.approx(after.truth_ratio, rel=2 * NATS)
+            # Of two or three tokens only, those that the model finds least likely.
             assert served.min_k == pytest.approx(after.min_k, abs=3 * NATS)
             assert served.tokens == after.tokens
-            changed += abs(before.loss - served.loss) > 2 * NATS
-    assert changed, "else serving the plain model would pass"
+            from_after += abs(after.loss - served.loss)
+            from_before += abs(before.loss - served.loss)
+    assert from_before > 3 * from_after, "else serving the plain model would pass"
 
 
 def test_every_measure_but_min_k_plus_plus(live: Results, local: Results) -> None:

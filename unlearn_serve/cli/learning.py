@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from unlearn_serve.cli.console import stderr, stdout
 from unlearn_serve.errors import DataError, ServingError
@@ -265,7 +265,7 @@ def _general(paths: list[Path]) -> dict[str, Path]:
 def _print_measures(results: "Results") -> None:
     phases = list(results.measures)
     names = dict.fromkeys(name for found in results.measures.values() for name in found)
-    table = Table("measure", *phases, "95 % interval", "rows")
+    table = Table(Column("measure", no_wrap=True), *phases, "95 % interval", "rows")
     for name in names:
         found = [results.measures[phase].get(name) for phase in phases]
         last = next(measure for measure in reversed(found) if measure is not None)

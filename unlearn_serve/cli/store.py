@@ -46,9 +46,9 @@ def publish(
 
     With --gate nothing is published unless every threshold holds; the manifest then names the gate.
     """
-    opened, signer = open_to_write(store, sign, None, create=True)
     if gate is not None:
         _pass_gate(gate, adapter)
+    opened, signer = open_to_write(store, sign, None, create=True)
     typer.echo(opened.publish(adapter, actor=actor(), signer=signer))
 
 

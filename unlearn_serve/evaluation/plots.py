@@ -104,8 +104,7 @@ def truth_ratios(results: Results, names: Sequence[str], reference: Reference | 
 
 
 def _cumulative(axes: Any, values: Sequence[float], **style: Any) -> None:
-    shown = np.maximum(np.sort(values), 1e-12)  # a logarithmic axis has no 0
-    axes.step(shown, np.arange(1, len(shown) + 1) / len(shown), where="post", **style)
+    axes.ecdf(np.maximum(values, 1e-12), **style)  # a logarithmic axis has no 0
 
 
 def _has(step: Mapping[str, Any], name: str) -> bool:

@@ -1,8 +1,10 @@
 """All scores of one example, out of one reading."""
 
+import numpy as np
 from pydantic import Field
 
 from unlearn_serve.data import Example
+from unlearn_serve.errors import UnsupportedModel
 from unlearn_serve.evaluation.metrics import membership, memorisation, text, truth
 from unlearn_serve.evaluation.readings import Reading
 from unlearn_serve.format.strict_json import StrictModel
@@ -47,7 +49,16 @@ class Scores(StrictModel):
 
 
 def score(example: Example, reading: Reading) -> Scores:
-    """Score one example."""
+    """Score one example.
+
+    Raises:
+        UnsupportedModel: a log-probability is not finite, so that no mean over it would mean anything.
+    """
+    if not all(np.isfinite(tokens.logprobs).all() for tokens in reading.answers):
+        raise UnsupportedModel(
+            f"{example.source}: expected finite log-probabilities, got others: the model or its adapter overflows; "
+            "try another dtype, or train the adapter anew"
+        )
     gold, *others = reading.answers
     right = others.pop(0) if example.paraphrased_answer is not None else gold
     wrong_losses = [memorisation.loss(tokens.logprobs) for tokens in others]
