@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from unlearn_serve import __version__
 from unlearn_serve.errors import BaseModelMismatch, FusionError
 from unlearn_serve.format import (
-    AdapterSpec,
     FileName,
     Manifest,
     Provenance,
@@ -200,9 +199,9 @@ def _manifest(
     """The manifest of the files in `directory`; of the parents' data it says nothing, their own manifests do."""
     files, tensors = describe_adapter_dir(directory)
     first = parents[0]
-    return Manifest(
+    return type(first)(
         base_model=first.base_model,
-        adapter=AdapterSpec(
+        adapter=type(first.adapter)(
             rank=fused.tensors.rank,
             activation=first.adapter.activation,
             sites=first.adapter.sites,
