@@ -61,9 +61,7 @@ def test_is_never_published(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="cannot be published"):
         Store.open(str(tmp_path / "store")).publish(adapter)
     assert not any((tmp_path / "store").iterdir())
-    with pytest.raises(
-        ManifestError, match="expected 'unlearn-serve/manifest/1', got 'unlearn-serve/two-stacks"
-    ):
+    with pytest.raises(ManifestError, match="expected 'unlearn-serve/manifest/1', got 'unlearn-serve/two-stacks"):
         Manifest.from_bytes((adapter / "manifest.json").read_bytes())
 
 
