@@ -209,6 +209,15 @@ def test_same_bytes_whatever_the_order(parents: list[Path], tmp_path: Path, meth
             assert path.read_bytes() == (two / path.name).read_bytes()
 
 
+def test_warns_of_a_mean_over_different_seeds(
+    parents: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fuse_dirs(parents, tmp_path / "regmean", "regmean")
+    assert not caplog.records
+    fuse_dirs(parents, tmp_path / "mean", "mean")
+    assert "mean of adapters that started from different seeds" in caplog.text
+
+
 def test_gram_file_reads_what_was_written(parents: list[Path]) -> None:
     manifest, _ = read_adapter_dir(parents[0])
     file = GramFile(parents[0] / GRAMS_NAME, manifest.adapter.sites, rank=4, hidden_size=D)

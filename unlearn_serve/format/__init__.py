@@ -34,12 +34,14 @@ from unlearn_serve.format.manifest import (
     with_evaluation,
 )
 from unlearn_serve.format.strict_json import one_line_errors
+from unlearn_serve.format.two_stacks import TWO_STACKS_SCHEMA, TwoStackManifest, TwoStackSpec
 
 __all__ = [
     "FILE_NAMES",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "SCHEMA",
+    "TWO_STACKS_SCHEMA",
     "Activation",
     "AdapterFiles",
     "AdapterSpec",
@@ -56,6 +58,8 @@ __all__ = [
     "Provenance",
     "Score",
     "TensorSpec",
+    "TwoStackManifest",
+    "TwoStackSpec",
     "deletion_ids",
     "describe_adapter_dir",
     "fingerprint_base_model",

@@ -75,10 +75,7 @@ class AdapterSpec(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for block, site in self.sites.items():
-            numbers = [part for part in site.split(".") if part.isdecimal()]
-            if not numbers or numbers[-1] != str(block):  # M8: so no two blocks can share a site
-                raise ValueError(f"sites: block {block} is at {site!r}, a path without that block's index")
+        self.check_sites()
         implied = {name for site in self.sites.values() for name in tensor_names(site)}
         if extra := sorted(self.tensors.keys() - implied):  # M9
             raise ValueError(f"tensors: {extra[0]!r} belongs to none of the sites ({len(extra)} such)")
@@ -88,6 +85,17 @@ class AdapterSpec(StrictModel):
             if spec.dtype != self.dtype:  # M10
                 raise ValueError(f"tensors: {name!r} has dtype {spec.dtype}, the adapter's is {self.dtype}")
         return self
+
+    def check_sites(self) -> None:
+        """Hold each site to its block, so that no two blocks can share one.
+
+        Raises:
+            ValueError: a path without its block's index.
+        """
+        for block, site in self.sites.items():
+            numbers = [part for part in site.split(".") if part.isdecimal()]
+            if not numbers or numbers[-1] != str(block):  # M8
+                raise ValueError(f"sites: block {block} is at {site!r}, a path without that block's index")
 
 
 class DataRef(StrictModel):

@@ -1,6 +1,7 @@
 """Fuse adapter directories into another, ordinary adapter directory."""
 
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,6 @@ from safetensors.torch import save_file
 from unlearn_serve import __version__
 from unlearn_serve.errors import BaseModelMismatch, FusionError
 from unlearn_serve.format import (
-    AdapterSpec,
     FileName,
     Manifest,
     Provenance,
@@ -32,6 +32,8 @@ from unlearn_serve.fusion.fuse import Fusible, Method, fuse
 from unlearn_serve.fusion.grams import GRAMS_NAME, GramFile
 from unlearn_serve.fusion.regmean import RegMean
 from unlearn_serve.fusion.sums import SUMS_NAME, SumsFile, SumsHeader, write_sums
+
+logger = logging.getLogger(__name__)
 
 _CONFIG: FileName = "adapter_config.json"
 _TENSORS: FileName = "adapter_model.safetensors"
@@ -76,6 +78,8 @@ def fuse_dirs(
     manifests = {directory: manifest for directory, (manifest, _) in parents.items()}
     _check(manifests, count=len(dirs))
     order = sorted(manifests, key=lambda directory: manifests[directory].digest)
+    if method == "mean" and len({manifest.provenance.seed for manifest in manifests.values()}) > 1:
+        logger.warning("mean of adapters that started from different seeds: expect little of it; use regmean or cat")
     parts = {d: _part(d, manifests[d]) for d in order} if method == "regmean" else {}
     options = _options(parts, options)
     members = sorted(_members(parts, manifests))
@@ -200,9 +204,9 @@ def _manifest(
     """The manifest of the files in `directory`; of the parents' data it says nothing, their own manifests do."""
     files, tensors = describe_adapter_dir(directory)
     first = parents[0]
-    return Manifest(
+    return type(first)(
         base_model=first.base_model,
-        adapter=AdapterSpec(
+        adapter=type(first.adapter)(
             rank=fused.tensors.rank,
             activation=first.adapter.activation,
             sites=first.adapter.sites,

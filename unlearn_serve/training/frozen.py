@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 
 from unlearn_serve.data import Encoded
+from unlearn_serve.training.forms import Form, logits_of
 from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
 from unlearn_serve.training.terms import Answers, token_log_probs
 from unlearn_serve.training.trunk import Trunk
@@ -42,6 +43,7 @@ class FrozenOutputs:
         row_tokens: int,
         cache_bytes: int,
         beginnings: Mapping[int, torch.Tensor] | None = None,
+        form: Form = "decoder",
     ) -> None:
         """Decide what fits into `cache_bytes`; computes nothing yet, see `fill`.
 
@@ -53,24 +55,27 @@ class FrozenOutputs:
             row_tokens: tokens of a row at most.
             cache_bytes: for hidden states and logits together; log-probabilities are kept in any case.
             beginnings: by example, the tokens [K] that all count as its first answer token, see `Spellings`.
+            form: of the model; any other than a decoder gets a row an example, and whole passes.
         """
         self._model = model
         self._examples = examples
         self._with_logits = set(with_logits)
         self._beginnings = {i: tokens.to(model.device) for i, tokens in (beginnings or {}).items()}
         self._row_tokens = row_tokens
-        self._trunk = Trunk(model, first_block)
+        self._trunk = Trunk(model, first_block) if form == "decoder" else None
         self._hidden: dict[int, torch.Tensor] = {}
         self._prefix_hidden: torch.Tensor | None = None
         self._logits: dict[int, torch.Tensor] = {}
         self._log_prob: dict[int, torch.Tensor] = {}
-        self._packs = True
+        self._form = form
+        self._packs = form == "decoder"
         config = model.config.get_text_config()
         width = torch.finfo(model.dtype).bits // 8
+        outputs = config.num_labels if form == "classes" else config.vocab_size
         hidden_bytes = width * config.hidden_size * sum(len(e.input_ids) for e in examples)
-        logit_bytes = width * config.vocab_size * sum(examples[i].answer_tokens for i in self._with_logits)
-        self.prefix = common_prefix_length(examples)
-        self.replays = first_block > 0 and hidden_bytes <= cache_bytes
+        logit_bytes = width * outputs * sum(examples[i].answer_tokens for i in self._with_logits)
+        self.prefix = common_prefix_length(examples) if self._packs else 0
+        self.replays = self._packs and first_block > 0 and hidden_bytes <= cache_bytes
         self.keeps_logits = logit_bytes <= cache_bytes - (hidden_bytes if self.replays else 0)
 
     def rows(self, members: Sequence[int]) -> list[Row]:
@@ -91,11 +96,12 @@ class FrozenOutputs:
             advance: called with the number of examples done, for a progress bar.
         """
         with self._model.disable_adapter():
-            self._packs = self._packing_is_exact(forward)
+            self._packs = self._packs and self._packing_is_exact(forward)
             if not self._packs:
                 self.prefix = 0
             for row in self.rows(range(len(self._examples))):
-                with self._trunk.record() as seen:
+                recording = self._trunk.record() if self._trunk else nullcontext(list[torch.Tensor]())
+                with recording as seen:
                     logits = self._logits_of(forward, row)
                 self._keep(row, logits, seen[0] if self.replays else None)
                 if len(self._log_prob) == len(row.members):  # the first row
@@ -107,7 +113,7 @@ class FrozenOutputs:
     def student_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
         """Return the model's logits [A, V] that predict the row's answer tokens, layers as they are."""
         context: AbstractContextManager[Any] = nullcontext()
-        if self.replays and all(member in self._hidden for member in row.members):
+        if self._trunk and self.replays and all(member in self._hidden for member in row.members):
             context = self._trunk.replay(self._hidden_of(row))
         with context:
             return self._logits_of(forward, row)
@@ -136,6 +142,8 @@ class FrozenOutputs:
         return torch.stack([self._log_prob[member] for member in members]).exp().mean().item()
 
     def _logits_of(self, forward: nn.Module, row: Row) -> torch.Tensor:
+        if self._form != "decoder":
+            return logits_of(self._form, forward, row)
         packed = len(row.members) > 1 or row.prefix > 0
         mask = row.attention_mask(self._model.dtype) if self._packs and packed else None
         out = forward(
@@ -175,6 +183,7 @@ class FrozenOutputs:
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)
 
     def _replay_is_exact(self, forward: nn.Module, row: Row, expected: torch.Tensor) -> bool:
+        assert self._trunk is not None
         with self._trunk.replay(self._hidden_of(row)):
             got = self._logits_of(forward, row)
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)
