@@ -126,7 +126,7 @@ def running(command: Sequence[str], *, log: Path, headers: dict[str, str], **env
         server.stop()
 
 
-def serve_command(model: Path, store: Path, state: Path, *flags: str) -> list[str]:
+def serve_command(model: Path, store: Path | str, state: Path, *flags: str) -> list[str]:
     """The front door: `unlearn-serve serve`."""
     ours = ["--store", str(store), "--state-dir", str(state)]
     return [CLI, "serve", str(model), *ours, *SMALL_ENGINE, *flags]

@@ -1,10 +1,11 @@
-"""Names the live release on every response, and lets nothing through once enforcement is broken."""
+"""Names the release on every response, counts them by it, and lets nothing through once enforcement is broken."""
 
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 
+from unlearn_serve.serving import metrics
 from unlearn_serve.serving.route_middleware import SERVED_RELEASE
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class NameRelease:
                 headers[RELEASE_HEADER] = route or live.release
                 if route is None:
                     headers[GENERATION_HEADER] = str(live.generation)
+                if _asks_the_model(scope):
+                    metrics.count(metrics.REQUESTS, (route or live.release, str(message["status"])))
             await send(message)
 
         await self.app(scope, receive, send_named)
+
+
+def _asks_the_model(scope: "Scope") -> bool:
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path.startswith("/v1/") and not path.startswith("/v1/unlearning")

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from unlearn_serve.errors import RouteRefused, UnlearnServeError
+from unlearn_serve.serving import metrics
 from unlearn_serve.serving.route_fingerprint import naming
 from unlearn_serve.serving.routes import Routes, status_of
 from unlearn_serve.serving.startup import ROUTES
@@ -59,6 +60,7 @@ class ServeRoutes:
         try:
             route = await routes.acquire(label)
         except UnlearnServeError as error:
+            metrics.REFUSALS.labels("route").inc()
             await _refusal(error)(scope, receive, send)
             return
         try:

@@ -14,11 +14,10 @@ from unlearn_serve.errors import (
     StoreUnavailable,
     UnlearnServeError,
 )
-from unlearn_serve.serving import vllm_lora
+from unlearn_serve.serving import metrics, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import PLAIN, Live
 from unlearn_serve.serving.route_names import RouteNames
-from unlearn_serve.store import Store
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -130,7 +129,7 @@ class Routes:
         known = self.names.known(label)
         if known is not None and (route := self._held.get(known)):
             return known, route.deletion_ids  # served on while the store is away
-        store = Store.open(self.config.store)
+        store = self.config.open_store()
         digest = self.names.digest(label, store)
         return digest, frozenset(store.load_manifest(digest).deletion_ids)
 
@@ -156,6 +155,7 @@ class Routes:
             raise
         route = HeldRoute(release=digest, name=name, lora_id=lora_id, deletion_ids=deletion_ids)
         self._held[digest] = route
+        metrics.ROUTES_HELD.set(len(self._held))
         vllm_lora.name_adapter(self._app_state, name, lora_id, path)
         return route
 
@@ -193,6 +193,8 @@ class Routes:
     async def _drop(self, route: HeldRoute) -> None:
         # First the name, so that no request finds it from here on.
         del self._held[route.release]
+        metrics.ROUTES_HELD.set(len(self._held))
+        metrics.ROUTE_EVICTIONS.inc()
         vllm_lora.forget_adapter(self._app_state, route.name)
         await self._engine.collective_rpc("unlearn_drop_route", args=(route.lora_id,))
 

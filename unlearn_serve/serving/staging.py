@@ -6,17 +6,20 @@ from collections.abc import Callable
 from unlearn_serve.errors import UnlearnServeError
 from unlearn_serve.format.fingerprint import require_same_base
 from unlearn_serve.format.manifest import BaseModelRef
-from unlearn_serve.store import Release, Store
+from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.store import Release
 
 
 class Staging:
     """One release on its way from the store into this worker."""
 
-    def __init__(self, release: str, store: str, base_model: BaseModelRef, take: Callable[[Release], None]) -> None:
+    def __init__(
+        self, release: str, config: ServingConfig, base_model: BaseModelRef, take: Callable[[Release], None]
+    ) -> None:
         """Start to read `release`, verify it down to the last weight, and hand it to `take`, all in the thread."""
         self.release = release
         self.error: str | None = None
-        self._store = store
+        self._config = config
         self._base_model = base_model
         self._take = take
         self._thread = threading.Thread(target=self._run, name="unlearn-stage", daemon=True)
@@ -31,7 +34,7 @@ class Staging:
 
     def _run(self) -> None:
         try:
-            release = Store.open(self._store).load_release(self.release)
+            release = self._config.open_store().load_release(self.release)
             require_same_base(release.manifest.base_model, self._base_model)
             self._take(release)
         except UnlearnServeError as error:

@@ -77,7 +77,11 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
         raise NotEnforced("--additional-config has no settings of unlearn-serve; start with `unlearn-serve serve`")
     for line in vllm_internals.unsupported_settings(vllm_config, args):
         raise NotEnforced(f"not supported together with unlearning releases: {line}")
-    swapper = Swapper(engine, stage_timeout_seconds=config.stage_timeout_seconds)
+    swapper = Swapper(
+        engine,
+        stage_timeout_seconds=config.stage_timeout_seconds,
+        drain_timeout_seconds=config.drain_timeout_seconds,
+    )
     live = Live(channel=config.channel)
     try:
         follower = Follower(
@@ -85,7 +89,7 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
             swapper=swapper,
             live=live,
             app_state=state,
-            last_applied=LastApplied(config.state_path),
+            last_applied=LastApplied(config.state_path, config.trusted_keys),
         )
     except OSError as error:
         raise NotEnforced(f"--state-dir: expected a folder that can be written, got {error}") from error

@@ -83,7 +83,7 @@ class UnlearningWorker:
         def take(found: Release) -> None:
             layers.stage(found.digest, found.tensors, found.manifest.deletion_ids)
 
-        self._unlearn_staging = Staging(release, self._unlearn_config().store, layers.base_model, take)
+        self._unlearn_staging = Staging(release, self._unlearn_config(), layers.base_model, take)
 
     def unlearn_flip(self, release: str) -> None:
         """Make the staged `release` live. To be called while generation is paused.

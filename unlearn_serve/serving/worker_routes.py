@@ -77,7 +77,7 @@ class WorkerRoutes:
             self._staging[lora_id] = None
             return
         self._staging[lora_id] = None  # before the thread looks for it
-        self._staging[lora_id] = Staging(release, self._config.store, self._layers.base_model, take)
+        self._staging[lora_id] = Staging(release, self._config, self._layers.base_model, take)
 
     def staging(self, lora_id: int) -> tuple[str, str | None]:
         """Return how far `stage` is: busy, ready or failed, and why it failed."""
