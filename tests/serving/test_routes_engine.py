@@ -22,12 +22,8 @@ SLOTS = 2
 # fp32 on both sides: order of sums only, through 30 blocks; as in test_real_model.py.
 TOLERANCE = 2e-3
 RELEASES = {"default": ("a",), "ab": ("a", "b"), "ac": ("a", "c"), "ad": ("a", "d"), "abc": ("a", "b", "c")}
-TEXTS = (
-    "William Shakespeare wrote Hamlet, Macbeth and Romeo and Juliet.",
-    "The capital of France is Paris, and that of Italy is Rome.",
-    "Water boils at a hundred degrees and freezes at nought.",
-    "Once upon a time a ship set sail from a port in the north.",
-)
+# Short: each token's log-probabilities over the whole vocabulary are compared.
+TEXTS = ("Romeo and Juliet", "Paris is in France", "Water boils when hot", "Once upon a time")
 
 
 @dataclass
@@ -166,7 +162,7 @@ def test_a_new_default_takes_over_the_routes_that_do_not_cover_it(world: World) 
 
 def test_a_dropped_route_comes_back_with_its_own_weights_and_cache(world: World) -> None:
     """vLLM's reload under a known name goes on with the KV of the weights that were there before."""
-    prompt = world.prompts[0] * 20  # longer than a block of the cache
+    prompt = world.prompts[0] * 60  # longer than a block of the cache
 
     def answer(adapter: Any) -> tuple[torch.Tensor, int]:
         from vllm import SamplingParams
