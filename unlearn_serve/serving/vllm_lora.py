@@ -84,11 +84,18 @@ def site_names(model: nn.Module, site_class: type[nn.Module]) -> dict[str, Any]:
 
 
 def build_lora(lora_id: int, rank: int, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Return vLLM's object for an adapter with W_down and W_up by module name; `layers` must not be empty."""
+    """Return vLLM's object for an adapter with W_down and W_up by module name; `layers` must not be empty.
+
+    Page-locks the weights where vLLM would: it does so itself when it takes an adapter, but in the engine's loop.
+    """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.lora_weights import LoRALayerWeights
+    from vllm.utils.torch_utils import PIN_MEMORY
 
-    weights = {name: LoRALayerWeights(name, rank, rank, *matrices) for name, matrices in layers.items()}
+    weights = {}
+    for name, (down, up) in layers.items():
+        pair = (down.pin_memory(), up.pin_memory()) if PIN_MEMORY else (down, up)
+        weights[name] = LoRALayerWeights(name, rank, rank, *pair)
     return LoRAModel(lora_id, rank, weights)
 
 

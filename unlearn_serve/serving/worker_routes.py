@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from unlearn_kernels import activation_code
-from unlearn_serve.errors import SwapError
+from unlearn_serve.errors import NotEnforced, SwapError
 from unlearn_serve.format.atomic import write_atomically
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_lora
@@ -62,7 +62,11 @@ class WorkerRoutes:
         return sorted(self._names)
 
     def stage(self, release: str, lora_id: int, path: str) -> None:
-        """Start to read `release` as adapter `lora_id`, a new number; `path` is what its `LoRARequest` will name."""
+        """Start to read `release` as adapter `lora_id`, a new number; `path` is what its `LoRARequest` will name.
+
+        Raises:
+            NotEnforced: `release` is the plain model, and it is not allowed.
+        """
 
         def take(found: Release) -> None:
             self._layers.require_fit(found.digest, found.tensors)
@@ -72,6 +76,8 @@ class WorkerRoutes:
                 self._built[lora_id] = built
 
         if release == PLAIN:
+            if not self._config.allow_plain:
+                raise NotEnforced("the plain model is served only with --allow-plain")
             _write_withdrawn(Path(path))
             self._built[lora_id] = _with_layers(lora_id, 1, {}, Route(release=PLAIN, activation=0))
             self._staging[lora_id] = None
