@@ -93,7 +93,7 @@ class Follower:
         previous = self.live.entry.release if self.live.entry else None
         try:
             manifest = await asyncio.to_thread(
-                self.config.open_store().admit, entry, after=self.live.generation, covered=self.live.deletion_ids
+                self.config.open_store().admit, entry, applied=self.live.entry, covered=self.live.deletion_ids
             )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
