@@ -10,6 +10,7 @@ UnlearnServeError
 │   ├── KeyFileError            a key file is not an Ed25519 key
 │   ├── Unsigned                no trusted key signed it
 │   ├── BadSignature            a signature that is not one of these bytes by that key
+│   ├── HistoryBroken           a signed channel entry that does not descend from what was applied
 │   └── DropsDeletions          a channel's move gives back what was deleted, and does not say so
 ├── AuditError              an audit log was changed, or does not fit what it speaks of
 ├── BaseModelMismatch       the adapter was trained for another base model
@@ -71,6 +72,10 @@ class Unsigned(TrustError):
 
 class BadSignature(TrustError):
     """A trusted key's signature is there, but not of these bytes."""
+
+
+class HistoryBroken(TrustError):
+    """A channel entry is signed, but does not descend from what was applied: signed for another store, perhaps."""
 
 
 class DropsDeletions(TrustError):

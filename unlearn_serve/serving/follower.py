@@ -104,7 +104,7 @@ class Follower:
         previous = self.live.entry.release if self.live.entry else None
         try:
             manifest = await asyncio.to_thread(
-                lambda: self._store().admit(entry, after=self.live.generation, covered=self.live.deletion_ids)
+                lambda: self._store().admit(entry, applied=self.live.entry, covered=self.live.deletion_ids)
             )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
