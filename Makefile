@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo kernels test test-fast lint types check format clean
+.PHONY: setup demo bench bench-quick kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,12 @@ $(READY): pyproject.toml Makefile
 demo: $(READY) ## a deletion request goes live on a running server: the whole path, on a real model
 	$(BIN)/python -m unlearn_serve.demo --out out/demo
 
+bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on where it was (make bench FRESH=1: anew)
+	$(BIN)/python -m benchmarks $(if $(FRESH),--fresh)
+
+bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
+	$(BIN)/python -m benchmarks --quick --fresh
+
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report
 
@@ -40,6 +46,14 @@ test: $(READY) ## the whole suite, real engine included
 
 test-fast: $(READY) ## without the tests that start an engine or need the real model
 	$(BIN)/pytest -m "not engine and not model"
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= manifest tensors config documents log
+fuzz: $(READY) ## coverage-guided fuzzing of the readers, FUZZ_SECONDS each (Linux)
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	@for target in $(FUZZ_TARGETS); do \
+		PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=8192 || exit 1; \
+	done
 
 lint: $(READY) ## style, docstrings, and which package may import which
 	$(BIN)/ruff check .

@@ -19,7 +19,15 @@ from support.tiny_models import WITHOUT_FFN_MODULE, write_tiny_model
 from support.vllm_config import create_config, lone_worker
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
-from unlearn_serve.errors import BaseModelMismatch, NotEnforced, SwapError, UnlearnServeError, UnsupportedModel
+from unlearn_serve.errors import (
+    BaseModelMismatch,
+    NotEnforced,
+    SwapError,
+    UnlearnServeError,
+    Unsigned,
+    UnsupportedModel,
+)
+from unlearn_serve.format.keys import generate_key, write_key_pair
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.serving.models import WORKER_EXTENSION, enforced_layers, register_models
@@ -126,6 +134,16 @@ class TestWorker:
 
         assert message.startswith("channel 'production' names a release that cannot be served: ")
         assert "sha256" in message
+
+    def test_unsigned_release(self, base: Path, store: Store, settings: dict[str, Any]) -> None:
+        key = generate_key()
+        trusting = {**settings, "trusted_keys": [key.public]}
+
+        assert "expected a signature by a trusted key" in self.refusal(base, trusting, Unsigned)
+        store.sign_channel("production", key)
+        layers = enforced_layers(self.build(base, trusting))
+        assert layers.live is not None
+        assert layers.live.release == store.channel("production").release
 
     def test_another_base_model(self, settings: dict[str, Any], tmp_path: Path) -> None:
         other = write_tiny_model(tmp_path / "other", vocab_size=49152, seed=1)
@@ -275,6 +293,13 @@ class TestFrontDoor:
         other = write_tiny_model(tmp_path / "other", vocab_size=49152, seed=1)
 
         assert self.refusal(other, settings).startswith("error (BaseModelMismatch)")
+
+    def test_unsigned_release(self, base: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+        write_key_pair(tmp_path / "ops")
+
+        line = self.refusal(base, settings, "--trusted-key", str(tmp_path / "ops.pub"))
+
+        assert line.startswith("error (Unsigned): channel 'production' generation 1: expected a signature by a trusted")
 
     def test_a_flag_that_would_replace_ours(self, base: Path, settings: dict[str, Any]) -> None:
         line = self.refusal(base, settings, "--worker-extension-cls", "somebody.elses.Worker")

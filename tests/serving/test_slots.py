@@ -59,7 +59,7 @@ def test_plain_until_the_first_flip_then_release_after_release() -> None:
     previous = None
     for number in range(4):
         release, name = tensors(number, rank=2 + number), str(number) * 64
-        enforced.stage(name, release)
+        enforced.stage(name, release, ["case-1"])
         assert_serves(enforced, previous)
         enforced.flip(name)
         assert enforced.live is not None
@@ -76,7 +76,7 @@ def test_what_a_slot_held_before_leaves_no_trace() -> None:
         ("b" * 64, tensors(2, rank=8)),
         ("c" * 64, tensors(3, rank=1, blocks=(1,))),
     ]:
-        enforced.stage(name, release)
+        enforced.stage(name, release, ["case-1"])
         enforced.flip(name)
     assert enforced.live is not None
     assert enforced.live.blocks == (1,)
@@ -87,7 +87,7 @@ def test_flip_wants_what_is_staged() -> None:
     enforced = layers()
     with pytest.raises(SwapError, match=r"flip: expected staged release b+, got nothing; stage it first"):
         enforced.flip("b" * 64)
-    enforced.stage("a" * 64, tensors(1))
+    enforced.stage("a" * 64, tensors(1), ["case-1"])
     with pytest.raises(SwapError, match="got aaa"):
         enforced.flip("b" * 64)
     assert enforced.live is None
@@ -96,9 +96,9 @@ def test_flip_wants_what_is_staged() -> None:
 def test_restore_undoes_a_flip_and_does_nothing_without_one() -> None:
     enforced = layers()
     first = tensors(1)
-    enforced.stage("a" * 64, first)
+    enforced.stage("a" * 64, first, ["case-1"])
     enforced.flip("a" * 64)
-    enforced.stage("b" * 64, tensors(2))
+    enforced.stage("b" * 64, tensors(2), ["case-1"])
     enforced.restore("a" * 64)
     assert_serves(enforced, first)
     enforced.flip("b" * 64)
@@ -109,7 +109,7 @@ def test_restore_undoes_a_flip_and_does_nothing_without_one() -> None:
 
 def test_restore_to_the_plain_model_after_a_first_flip() -> None:
     enforced = layers()
-    enforced.stage("a" * 64, tensors(1))
+    enforced.stage("a" * 64, tensors(1), ["case-1"])
     enforced.flip("a" * 64)
     enforced.restore(None)
     assert enforced.live is None
@@ -127,10 +127,10 @@ def test_restore_to_the_plain_model_after_a_first_flip() -> None:
 def test_misfits_are_refused_and_change_nothing(release: AdapterTensors, message: str) -> None:
     enforced = layers()
     live = tensors(1)
-    enforced.stage("a" * 64, live)
+    enforced.stage("a" * 64, live, ["case-1"])
     enforced.flip("a" * 64)
     with pytest.raises(SwapError, match=message):
-        enforced.stage("b" * 64, release)
+        enforced.stage("b" * 64, release, ["case-1"])
     with pytest.raises(SwapError, match="got nothing"):
         enforced.flip("b" * 64)
     assert_serves(enforced, live)
@@ -144,5 +144,5 @@ def test_hidden_size_must_be_a_multiple_of_8() -> None:
 def test_a_release_for_a_block_without_a_site_is_refused_on_the_worker_that_owns_it() -> None:
     """A pipeline rank owns blocks 1 and 2 here: block 0 is another rank's, and must not be an error."""
     enforced = build_sites([1, 2], num_blocks=3, hidden_size=D, max_rank=RANK, max_tokens=32, dtype=torch.float32)
-    enforced.stage("a" * 64, tensors(1))
+    enforced.stage("a" * 64, tensors(1), ["case-1"])
     assert enforced.contents[enforced.idle_slot] is not None

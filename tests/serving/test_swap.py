@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.errors import SwapError
+from unlearn_serve.serving.config import SwapMode
 from unlearn_serve.serving.swap import Swapper, SwapUndone
 from unlearn_serve.store import Store
 
@@ -123,7 +124,15 @@ async def _generate(engine: Any, prompt: list[int], request_id: str, **sampling:
 
 
 async def _swap_under_streams(
-    engine: Any, client: Any, prompts: list[list[int]], to: str, previous: str, tag: str
+    engine: Any,
+    client: Any,
+    prompts: list[list[int]],
+    to: str,
+    previous: str,
+    tag: str,
+    *,
+    mode: SwapMode = "recompute",
+    drain_timeout_seconds: float = 300,
 ) -> list[Stream]:
     """Run all streams, swap when each has some tokens, and return them finished."""
     streams = [Stream(prompt) for prompt in prompts]
@@ -142,7 +151,8 @@ async def _swap_under_streams(
 
     tasks = [asyncio.create_task(run(number, stream)) for number, stream in enumerate(streams)]
     await enough.wait()
-    await Swapper(client, stage_timeout_seconds=30).swap(to, previous=previous, when_live=mark)
+    swapper = Swapper(client, stage_timeout_seconds=30, drain_timeout_seconds=drain_timeout_seconds)
+    await swapper.swap(to, previous=previous, when_live=mark, mode=mode)
     await asyncio.gather(*tasks)
     return streams
 
@@ -244,5 +254,82 @@ def test_an_unknown_release_stops_at_staging(
             await swapper.swap("0" * 64, previous=second, when_live=lambda: pytest.fail("it is not live"))
         (worker,) = await swapper.workers()
         assert (worker["release"], worker["staging"]) == (second, "failed")
+
+    loop.run_until_complete(scenario())
+
+
+async def _difference_from_one_release(engine: Any, stream: Stream, tag: str) -> float | None:
+    """Compare all of a stream with a fresh answer under what is live now."""
+    whole = Stream(stream.prompt, stream.tokens, tokens_at_swap=0)
+    return await _first_difference(engine, whole, tag)
+
+
+def test_drain_lets_running_requests_finish_under_the_earlier_release(
+    engine: Any, loop: asyncio.AbstractEventLoop, releases: tuple[Path, list[str]], prompts: list[list[int]]
+) -> None:
+    first, second = releases[1]
+
+    async def scenario() -> None:
+        swapper = Swapper(engine, stage_timeout_seconds=30)
+        (worker,) = await swapper.workers()
+        old, new = (first, second) if worker["release"] == first else (second, first)
+        late: list[int] = []
+
+        async def ask_while_draining() -> None:
+            while not await engine.is_paused():
+                await asyncio.sleep(0.005)
+            assert (await swapper.workers())[0]["release"] == old, "the running ones have not finished yet"
+            async for output in _generate(engine, prompts[0], "late", max_tokens=TOKENS):
+                late.extend(output.outputs[0].token_ids)
+
+        late_task = asyncio.create_task(ask_while_draining())
+        streams = await _swap_under_streams(engine, engine, prompts, new, old, "drain", mode="drain")
+        await late_task
+        assert [stream.tokens_at_swap for stream in streams] == [TOKENS] * STREAMS, "nothing ran on under the new one"
+        under_new = await _difference_from_one_release(engine, Stream(prompts[0], late), "late-again")
+        assert under_new is None or under_new < TIE
+        await swapper.swap(old, previous=new, when_live=lambda: None)
+        differences = [await _difference_from_one_release(engine, s, f"old-{i}") for i, s in enumerate(streams)]
+        assert all(difference is None or difference < TIE for difference in differences), differences
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_drain_that_takes_too_long_becomes_a_recompute(
+    engine: Any, loop: asyncio.AbstractEventLoop, releases: tuple[Path, list[str]], prompts: list[list[int]]
+) -> None:
+    """Or one endless answer would keep a deletion from going live."""
+    first, second = releases[1]
+
+    async def scenario() -> None:
+        (worker,) = await Swapper(engine, stage_timeout_seconds=30).workers()
+        old, new = (first, second) if worker["release"] == first else (second, first)
+        streams = await _swap_under_streams(
+            engine, engine, prompts, new, old, "slow-drain", mode="drain", drain_timeout_seconds=0.05
+        )
+        assert [len(stream.tokens) for stream in streams] == [TOKENS] * STREAMS
+        assert any(stream.tokens_at_swap < TOKENS for stream in streams)
+        differences = [await _first_difference(engine, stream, f"slow-{i}") for i, stream in enumerate(streams)]
+        assert all(difference is None or difference < TIE for difference in differences), differences
+
+    loop.run_until_complete(scenario())
+
+
+def test_abort_ends_running_requests_and_serves_the_next_under_the_new_release(
+    engine: Any, loop: asyncio.AbstractEventLoop, releases: tuple[Path, list[str]], prompts: list[list[int]]
+) -> None:
+    first, second = releases[1]
+
+    async def scenario() -> None:
+        swapper = Swapper(engine, stage_timeout_seconds=30)
+        (worker,) = await swapper.workers()
+        old, new = (first, second) if worker["release"] == first else (second, first)
+        streams = await _swap_under_streams(engine, engine, prompts, new, old, "abort", mode="abort")
+        assert [stream.finished for stream in streams] == ["abort"] * STREAMS
+        assert all(len(stream.tokens) < TOKENS for stream in streams)
+        assert (await swapper.workers())[0]["release"] == new
+        async for output in _generate(engine, prompts[0], "after-abort", max_tokens=3):
+            finished = output.outputs[0].finish_reason
+        assert finished == "length"
 
     loop.run_until_complete(scenario())

@@ -20,6 +20,7 @@ from starlette.datastructures import State
 from support.engine import set_environment
 from support.tiny_models import write_tiny_model
 from support.vllm_config import create_config, lone_worker
+from support.vllm_facts import require, require_parameters
 from vllm.engine.protocol import EngineClient
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins, init_endpoint_plugins_state
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -43,15 +44,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch)
         yield create_config(write_tiny_model(tmp_path_factory.mktemp("internals") / "tiny"))
-
-
-def require(holds: object, moved: str) -> None:
-    assert holds, f"vLLM {vllm.__version__} moved this: {moved}"
-
-
-def require_parameters(function: Callable[..., Any], *names: str) -> None:
-    got = list(inspect.signature(function).parameters)
-    require(set(names) <= set(got), f"{function.__qualname__}: expected parameters {list(names)}, got {got}")
 
 
 def test_the_release_is_the_tested_one() -> None:

@@ -147,5 +147,14 @@ def test_no_permission_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert unlearn_serve.store.__all__ == ["Backend", "ChannelEntry", "Problem", "Release", "ReleaseInfo", "Store"]
+    assert unlearn_serve.store.__all__ == [
+        "AuditRecord",
+        "Backend",
+        "ChannelEntry",
+        "Garbage",
+        "Problem",
+        "Release",
+        "ReleaseInfo",
+        "Store",
+    ]
     assert all(hasattr(unlearn_serve.store, name) for name in unlearn_serve.store.__all__)

@@ -33,7 +33,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 BROKEN = [
-    pytest.param(put("schema", "unlearn-serve/channel/9"), "schema: expected 'unlearn-serve/channel/1', got", id="C2"),
+    pytest.param(put("schema", "unlearn-serve/channel/1"), "schema: expected 'unlearn-serve/channel/2', got", id="C2"),
     pytest.param(put("channel", "staging"), "expected the entry of this place, got 'staging' 2", id="C2-channel"),
     pytest.param(put("generation", 3), "expected the entry of this place, got 'production' 3", id="C2-generation"),
     pytest.param(put("channel", "../x"), "channel: string should match pattern", id="C1-stored"),
@@ -46,10 +46,14 @@ BROKEN = [
         lambda entry: entry.update(action="rollback", restores_generation=2), "expected an earlier", id="C6-itself"
     ),
     pytest.param(put("actor", "a\nb"), "actor: expected one line of printable", id="C8-stored"),
+    pytest.param(put("uncovers", ["a"]), "reason: expected one where deletion requests are no", id="C10-no-reason"),
+    pytest.param(put("uncovers", ["b", "a"]), "uncovers: expected sorted ids, each once", id="C10-unsorted"),
+    pytest.param(put("uncovers", ["../a"]), "uncovers.0: string should match pattern", id="C10-id"),
+    pytest.param(put("previous", "../a"), "previous: string should match pattern", id="C11-digest"),
     pytest.param(put("colour", "red"), "colour: unknown key", id="J7-channel"),
     pytest.param(put("at", "2026-01-01T00:00:00+00:00"), "expected canonical JSON", id="J6-channel"),
     pytest.param(put("at", "2026-01-01T00:00:00+01:00"), "at: expected a time in UTC", id="C2-time"),
-    pytest.param(put("reason", "x" * 2**16), "expected at most 65536 bytes", id="J2-channel"),
+    pytest.param(put("reason", "x" * 2**20), "expected at most 1048576 bytes", id="J2-channel"),
 ]
 
 

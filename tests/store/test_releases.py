@@ -25,14 +25,14 @@ def test_loads_what_was_published(store: Store, releases: list[str]) -> None:
     down, up = tensor_names(SITE)
     assert torch.equal(release.tensors.w_down[3], expected[down])
     assert torch.equal(release.tensors.w_up[3], expected[up])
-    assert release.manifest.deletion_ids == ("case-1",)
+    assert release.manifest.deletion_ids == ("case-17",)
 
 
 def test_lists_visible_releases_oldest_first(store: Store, releases: list[str]) -> None:
     found = store.releases()
     assert sorted(info.digest for info in found) == sorted(releases)
     assert [info.published_at for info in found] == sorted(info.published_at for info in found)
-    assert {info.manifest.deletion_ids for info in found if info.manifest} == {("case-0",), ("case-1",), ("case-2",)}
+    assert [info.manifest.deletion_ids for info in found if info.manifest] == [("case-17",)] * 3
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), number=st.integers(0, 2))

@@ -7,7 +7,7 @@ import pytest
 from format.tiny import edited
 
 from unlearn_serve.errors import ReleaseNotFound
-from unlearn_serve.store import Store
+from unlearn_serve.store import Backend, Store
 
 
 @pytest.fixture
@@ -91,3 +91,21 @@ def test_a_half_release_is_no_problem(moved: Store) -> None:
     path.mkdir()
     (path / "adapter_config.json").write_bytes(b"{}")
     assert moved.verify() == []
+
+
+def test_it_needs_no_right_to_write(moved: Store) -> None:
+    """An auditor's credential can only read: nothing is written, not even a temporary object."""
+
+    class ReadOnly(Backend):
+        def create(self, path: str, data: bytes) -> bool:
+            raise AssertionError(path)
+
+        def replace(self, path: str, data: bytes) -> None:
+            raise AssertionError(path)
+
+        def delete(self, path: str) -> None:
+            raise AssertionError(path)
+
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(moved.url).rglob("*"))
+    assert Store(ReadOnly.open(moved.url)).verify() == []
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path(moved.url).rglob("*")) == before

@@ -24,7 +24,7 @@ def write_random_adapter(
     base: Path,
     out: Path,
     *,
-    deletion_id: str = "case-1",
+    deletion_id: str | tuple[str, ...] = "case-1",
     seed: int = 0,
     rank: int = 8,
     activation: str = "silu",
@@ -61,7 +61,7 @@ def write_random_adapter(
         adapter=AdapterSpec(
             rank=rank, activation=activation, sites=sites, dtype=str(dtype).removeprefix("torch."), tensors=specs
         ),
-        deletion_ids=(deletion_id,),
+        deletion_ids=(deletion_id,) if isinstance(deletion_id, str) else deletion_id,
         parents=(),
         provenance=Provenance(
             created_at=datetime(2026, 1, 1, tzinfo=UTC),

@@ -42,12 +42,38 @@ def stage_and_flip(llm: Any, release: str) -> None:
     llm.reset_prefix_cache()
 
 
+def hold_route(llm: Any, release: str, lora_id: int, folder: Path) -> Any:
+    """Bring `release` to the workers of an offline engine as `serving/routes.py` does; returns its LoRARequest."""
+    import time
+
+    from vllm.lora.request import LoRARequest
+
+    path = str(folder / f"{release}-{lora_id}")
+    llm.collective_rpc("unlearn_stage_route", args=(release, lora_id, path))
+    while (state := llm.collective_rpc("unlearn_route_staging", args=(release,))[0])[0] == "busy":
+        time.sleep(0.01)
+    assert state[0] == "ready", state
+    llm.collective_rpc("unlearn_adopt_route", args=(release,))
+    return LoRARequest(lora_name=f"base@{release}", lora_int_id=lora_id, lora_path=path)
+
+
 def prompt_log_probabilities(llm: Any, prompt: list[int]) -> torch.Tensor:
     """Log-probabilities [len(prompt) - 1, vocabulary] of each next token, as the engine computes them."""
+    (found,) = batch_log_probabilities(llm, [prompt], [None])
+    return found
+
+
+def batch_log_probabilities(llm: Any, prompts: list[list[int]], adapters: list[Any]) -> list[torch.Tensor]:
+    """The same for several prompts at once, each under its adapter (a LoRARequest, or None)."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, detokenize=False)
-    (output,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    named = {"lora_request": adapters} if any(adapters) else {}
+    return [_log_probabilities(output) for output in llm.generate(inputs, sampling, use_tqdm=False, **named)]
+
+
+def _log_probabilities(output: Any) -> torch.Tensor:
     rows = []
     for position in output.prompt_logprobs[1:]:
         row = torch.full((max(position) + 1,), float("nan"))

@@ -126,7 +126,7 @@ def running(command: Sequence[str], *, log: Path, headers: dict[str, str], **env
         server.stop()
 
 
-def serve_command(model: Path, store: Path, state: Path, *flags: str) -> list[str]:
+def serve_command(model: Path, store: Path | str, state: Path, *flags: str) -> list[str]:
     """The front door: `unlearn-serve serve`."""
     ours = ["--store", str(store), "--state-dir", str(state)]
     return [CLI, "serve", str(model), *ours, *SMALL_ENGINE, *flags]
@@ -152,7 +152,9 @@ class Stream:
     completion_tokens: int
 
 
-def stream_chat(server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None) -> Stream:
+def stream_chat(
+    server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None, model: str = MODEL_NAME
+) -> Stream:
     """Stream exactly `tokens` tokens; `begun` is called when the first of them is here."""
     body = {
         "messages": [{"role": "user", "content": prompt}],
@@ -161,7 +163,7 @@ def stream_chat(server: Server, prompt: str, *, tokens: int, begun: Callable[[],
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "model": MODEL_NAME,
+        "model": model,
     }
     text, finish_reason, fingerprint, count = "", None, None, 0
     with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:

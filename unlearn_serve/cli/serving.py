@@ -10,8 +10,10 @@ from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.store import ChannelOption, StoreOption
+from unlearn_serve.cli.trust import TrustedOption
 from unlearn_serve.errors import ServingError
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+from unlearn_serve.format.keys import read_public_key
+from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, SwapMode
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -30,14 +32,39 @@ def serve(
         bool, typer.Option("--allow-plain", help="Start on the plain model where the channel names no release yet.")
     ] = False,
     max_rank: Annotated[int, typer.Option(help="Largest rank of a release; sizes the buffers.")] = 128,
+    swap_mode: Annotated[
+        SwapMode, typer.Option(help="What a swap does with running requests: recompute, drain or abort.")
+    ] = "recompute",
+    drain_timeout: Annotated[float, typer.Option(help="Longest drain, in seconds; recompute follows.")] = 60.0,
+    routes: Annotated[
+        int, typer.Option(help="Releases that requests may name and that are served at a time; 0: only the channel's.")
+    ] = 0,
+    route_alias: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIGEST", help="A name for a route; may be given again.")
+    ] = None,
+    allow_uncovered_routes: Annotated[
+        bool,
+        typer.Option("--allow-uncovered-routes", help="Serve routes that lack deletion ids of the channel's release."),
+    ] = False,
     state_dir: Annotated[str | None, typer.Option(help="Folder for the last applied release and audit log.")] = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
     """Serve a model under a channel's release; all other flags go to `vllm serve`."""
     from unlearn_serve.serving.config import ServingConfig
     from unlearn_serve.serving.launch import serve as exec_vllm
 
     config = ServingConfig(
-        store=_absolute(store), channel=channel, allow_plain=allow_plain, max_rank=max_rank, state_dir=state_dir
+        store=_absolute(store),
+        channel=channel,
+        allow_plain=allow_plain,
+        max_rank=max_rank,
+        swap_mode=swap_mode,
+        drain_timeout_seconds=drain_timeout,
+        routes=routes,
+        route_aliases=_aliases(route_alias or []),
+        allow_uncovered_routes=allow_uncovered_routes,
+        state_dir=state_dir,
+        trusted_keys=tuple(read_public_key(path) for path in trusted_key or []),
     )
     exec_vllm(model, config, context.args)
 
@@ -86,6 +113,16 @@ def _get(url: str) -> dict[str, Any]:
         raise ServingError(f"{url}: expected status 200, got {response.status_code}: {response.text[:200]}")
     answer: dict[str, Any] = response.json()
     return answer
+
+
+def _aliases(given: list[str]) -> dict[str, str]:
+    aliases = {}
+    for text in given:
+        name, separator, digest = text.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"expected NAME=DIGEST, got {text!r}", param_hint="--route-alias")
+        aliases[name] = digest
+    return aliases
 
 
 def _absolute(store: str) -> str:

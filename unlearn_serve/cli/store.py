@@ -1,7 +1,6 @@
-"""Commands on a store: publish, promote, rollback, list, show, verify."""
+"""Commands on a store: publish, promote, rollback, list, show, verify, gc."""
 
-import getpass
-import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +8,18 @@ import typer
 from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
+from unlearn_serve.cli.trust import SignOption, TrustedOption, actor, open_to_write
 from unlearn_serve.errors import StoreError
+from unlearn_serve.format import read_adapter_dir, with_evaluation, write_manifest
 from unlearn_serve.store import ChannelEntry, Store
 
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the release store.", metavar="STORE")]
 ChannelOption = Annotated[str, typer.Option("--channel", help="Name of the channel.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the channel's history.")]
+AllowUncoverOption = Annotated[
+    bool,
+    typer.Option("--allow-uncover", help="What is deleted now may be known again; needs a reason."),
+]
 DigestArgument = Annotated[str, typer.Argument(help="Digest of a release, or its first 8 or more digits.")]
 
 
@@ -26,14 +31,25 @@ def add_commands(app: typer.Typer) -> None:
     app.command(name="list")(list_)
     app.command()(show)
     app.command()(verify)
+    app.command()(gc)
 
 
 def publish(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as `train` or `fuse` wrote it.")],
     store: StoreOption,
+    sign: SignOption = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="YAML of thresholds that the adapter's evaluation must meet.")
+    ] = None,
 ) -> None:
-    """Verify an adapter and publish it as an immutable release; prints the release's digest."""
-    typer.echo(Store.open(store, create=True).publish(adapter))
+    """Verify an adapter and publish it as an immutable release; prints the release's digest.
+
+    With --gate nothing is published unless every threshold holds; the manifest then names the gate.
+    """
+    opened, signer = open_to_write(store, sign, None, create=True)
+    if gate is not None:
+        _pass_gate(gate, adapter)
+    typer.echo(opened.publish(adapter, actor=actor(), signer=signer))
 
 
 def promote(
@@ -44,11 +60,20 @@ def promote(
     expect_generation: Annotated[
         int | None, typer.Option(help="Fail with a conflict unless the channel is at this generation now.")
     ] = None,
+    allow_uncover: AllowUncoverOption = False,
+    sign: SignOption = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
     """Point a channel at a release; servers that follow it swap within a second."""
-    opened = Store.open(store)
+    opened, signer = open_to_write(store, sign, trusted_key)
     entry = opened.promote(
-        opened.resolve(digest), channel, expected_generation=expect_generation, actor=_actor(), reason=reason
+        opened.resolve(digest),
+        channel,
+        expected_generation=expect_generation,
+        actor=actor(),
+        reason=reason,
+        allow_uncover=allow_uncover,
+        signer=signer,
     )
     _print_move(entry)
 
@@ -58,9 +83,16 @@ def rollback(
     channel: ChannelOption = "production",
     to: Annotated[int | None, typer.Option(help="Generation to restore; default: the one before.")] = None,
     reason: ReasonOption = "",
+    allow_uncover: AllowUncoverOption = False,
+    sign: SignOption = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
     """Point a channel back at the release it named before."""
-    _print_move(Store.open(store).rollback(channel, to_generation=to, actor=_actor(), reason=reason))
+    opened, signer = open_to_write(store, sign, trusted_key)
+    entry = opened.rollback(
+        channel, to_generation=to, actor=actor(), reason=reason, allow_uncover=allow_uncover, signer=signer
+    )
+    _print_move(entry)
 
 
 def list_(store: StoreOption) -> None:
@@ -91,7 +123,7 @@ def list_(store: StoreOption) -> None:
             entry.action,
             f"{entry.at:%Y-%m-%d %H:%M:%S}",
             entry.actor,
-            entry.reason,
+            f"{entry.reason} (uncovers {', '.join(entry.uncovers)})" if entry.uncovers else entry.reason,
         )
     stdout.print(channels)
 
@@ -106,9 +138,10 @@ def show(digest: DigestArgument, store: StoreOption) -> None:
 def verify(
     store: StoreOption,
     digest: Annotated[str | None, typer.Argument(help="One release; default: everything in the store.")] = None,
+    trusted_key: TrustedOption = None,
 ) -> None:
-    """Re-hash and re-validate releases and channels; exits with 1 where a problem is found."""
-    opened = Store.open(store)
+    """Re-hash and re-validate releases, channels and signatures; exits with 1 where a problem is found."""
+    opened, _ = open_to_write(store, None, trusted_key)
     problems = opened.verify(opened.resolve(digest) if digest else None)
     for problem in problems:
         typer.echo(f"{problem.where}: {problem.message}", err=True)
@@ -117,8 +150,31 @@ def verify(
     typer.echo("ok")
 
 
-def _actor() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+def gc(
+    store: StoreOption,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise it is only listed.")] = False,
+    min_age_days: Annotated[
+        float, typer.Option(min=0, help="Younger objects are kept: they may be on their way.")
+    ] = 7.0,
+) -> None:
+    """List, or remove, what nothing needs: releases that no channel ever named, and leftovers of killed writers."""
+    opened, age = Store.open(store), timedelta(days=min_age_days)
+    found = opened.collect_garbage(min_age=age, actor=actor()) if delete else opened.garbage(min_age=age)
+    for one in found:
+        typer.echo(f"{one.path}: {one.why}, {one.size} bytes")
+    done = "removed" if delete else "would be removed; remove with --delete"
+    typer.echo(f"{len(found)} object{'s' * (len(found) != 1)}, {sum(one.size for one in found)} bytes {done}")
+
+
+def _pass_gate(gate: Path, adapter: Path) -> None:
+    """Write the gate's verdict into the adapter's manifest, or raise `GateError`."""
+    from unlearn_serve.evaluation import Gate
+
+    opened = Gate.read(gate)
+    manifest, _ = read_adapter_dir(adapter)
+    judged = with_evaluation(manifest, opened.judge(manifest.evaluation, what=str(adapter)))
+    if judged != manifest:
+        write_manifest(adapter, judged)
 
 
 def _print_move(entry: ChannelEntry) -> None:

@@ -131,6 +131,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 def _read_file(path: Path, limit: int) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+            raise AdapterFileError(f"{path}: expected a regular file, got something else")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as problem:

@@ -11,7 +11,17 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from unlearn_serve.errors import ManifestError
-from unlearn_serve.format.fields import DeletionId, Line, NonEmptyLine, SetName, Sha256, SitePath, Text, UtcTime
+from unlearn_serve.format.fields import (
+    DeletionId,
+    Line,
+    MeasureName,
+    NonEmptyLine,
+    SetName,
+    Sha256,
+    SitePath,
+    Text,
+    UtcTime,
+)
 from unlearn_serve.format.strict_json import StrictModel
 
 SCHEMA: Final = "unlearn-serve/manifest/1"
@@ -113,11 +123,34 @@ class Score(StrictModel):
     samples: Annotated[int, Field(ge=1)]
 
 
+class GateVerdict(StrictModel):
+    """What a gate said of the evaluation: the gate by the digest of its file's bytes."""
+
+    sha256: Sha256
+    passed: bool
+
+
+class Measures(StrictModel):
+    """Further measures by name, before and after unlearning; see docs/evaluation.md."""
+
+    before: dict[MeasureName, float]
+    after: dict[MeasureName, float]
+
+
+def _none(value: object) -> bool:
+    return value is None
+
+
 class Evaluation(StrictModel):
-    """Scores by set name (forget, retain, holdout, ...) before and after unlearning."""
+    """Scores by set name (forget, retain, holdout, ...) before and after unlearning.
+
+    `measures` and `gate` are written only where there are any: manifests from before they were known stay as they are.
+    """
 
     before: dict[SetName, Score]
     after: dict[SetName, Score]
+    measures: Measures | None = Field(default=None, exclude_if=_none)  # M21
+    gate: GateVerdict | None = Field(default=None, exclude_if=_none)  # M22
 
 
 class FileRef(StrictModel):

@@ -45,7 +45,7 @@ def check_peft_config(data: bytes, adapter: AdapterSpec) -> None:
     for key, expected in required.items():
         if key not in config:
             raise AdapterFileError(f"{_SOURCE}: {key}: expected {expected!r}, got nothing")
-        if config[key] != expected or isinstance(config[key], bool):
+        if config[key] != expected or type(config[key]) is not type(expected):
             raise AdapterFileError(f"{_SOURCE}: {key}: expected {expected!r}, got {shown(config[key])}")
     for key, value in config.items():
         if value and key not in required and key not in _WITHOUT_EFFECT:

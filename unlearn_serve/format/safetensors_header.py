@@ -20,6 +20,9 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 """Bits per element of every dtype that safetensors writes."""
 
+MAX_DIMENSIONS = 8
+"""Most dimensions of a tensor; without a limit their product is a number that takes seconds to compute, or to print."""
+
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -77,14 +80,16 @@ def _entry(name: str, spec: Any, data_start: int, source: str, error: type[Forma
     dtype, shape, offsets = spec["dtype"], spec["shape"], spec["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise error(f"{where}: expected a dtype that safetensors knows, got {shown(dtype)}")
-    if not _are_sizes(shape):
-        raise error(f"{where}: shape: expected whole numbers of at least 0, got {shown(shape)}")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise error(
+            f"{where}: shape: expected whole numbers of at least 0, {MAX_DIMENSIONS} at most, got {shown(shape)}"
+        )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise error(f"{where}: data_offsets: expected [begin, end] with 0 <= begin <= end, got {shown(offsets)}")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
         raise error(
-            f"{where}: data_offsets: expected {bits // 8} bytes for shape {tuple(shape)} of {dtype}, "
+            f"{where}: data_offsets: expected {bits // 8} bytes for shape {shown(tuple(shape))} of {dtype}, "
             f"got {offsets[1] - offsets[0]}"
         )
     return TensorEntry(dtype=dtype, shape=tuple(shape), begin=data_start + offsets[0], end=data_start + offsets[1])

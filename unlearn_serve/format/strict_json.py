@@ -18,8 +18,11 @@ from unlearn_serve.errors import FormatError, ManifestError
 MAX_DEPTH = 32
 """Deepest nesting of arrays and objects that is read; the manifest itself needs 5."""
 
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
+"""A string, also one that never ends; possessive, so that no input makes the search start over at every quote."""
+
 _SHOWN = 60
+_LONGEST_KEY = 128
 
 
 class StrictModel(BaseModel):
@@ -134,7 +137,7 @@ def _check_schema(cls: type[BaseModel], found: dict[str, Any], source: str, erro
 def _first_problem(problems: ValidationError) -> str:
     found = problems.errors(include_url=False)
     first = found[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    where = ".".join(_plain(part) for part in first["loc"] if part != "[key]")
     got = f", got {shown(first['input'])}"
     match first["type"]:
         case "extra_forbidden":
@@ -147,6 +150,12 @@ def _first_problem(problems: ValidationError) -> str:
             what = first["msg"][:1].lower() + first["msg"][1:]
     more = len(found) - 1
     return f"{f'{where}: ' if where else ''}{what}{got}" + (f" (and {more} more problems)" if more else "")
+
+
+def _plain(part: str | int) -> str:
+    """A step of the way to a value: a key may be any text, and must not end the line or forge another."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= _LONGEST_KEY else shown(text)
 
 
 def _depth(text: str) -> int:

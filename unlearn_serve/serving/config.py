@@ -3,17 +3,23 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearn_serve.errors import NotEnforced
+from unlearn_serve.format.keys import PublicKey
 from unlearn_serve.serving.plugin import NAME
+from unlearn_serve.store import Store
 
 CONFIG_KEY = "unlearn"
 ADMIN_HEADER = "X-Unlearn-Admin-Key"
 ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
 """Environment variable with the admin key. Without it the admin endpoints answer 403: a key is never optional."""
+
+
+SwapMode = Literal["recompute", "drain", "abort"]
+"""What becomes of running requests when the release changes, see `Swapper`."""
 
 
 def default_state_dir() -> Path:
@@ -32,6 +38,18 @@ class ServingConfig(BaseModel):
     max_rank: int = Field(default=128, ge=1, le=1024, description="Largest rank of a release; sizes the buffers.")
     poll_seconds: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks at the channel.")
     stage_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds a worker may take to stage.")
+    swap_mode: SwapMode = Field(default="recompute", description="What a swap does with running requests.")
+    drain_timeout_seconds: float = Field(default=60.0, gt=0, description="Longest drain; recompute follows.")
+    routes: int = Field(default=0, ge=0, le=256, description="Routes that are resident at a time; 0 turns them off.")
+    route_aliases: dict[str, str] = Field(default_factory=dict, description="Names for routes: alias -> digest.")
+    allow_uncovered_routes: bool = Field(
+        default=False, description="Serve routes that do not cover the deletion ids of the channel's release."
+    )
+    trusted_keys: tuple[PublicKey, ...] = Field(
+        default=(),
+        strict=False,  # JSON has no tuples
+        description="Ed25519 public keys; with some, what none of them signed is refused.",
+    )
     state_dir: str | None = Field(default=None, description="Folder for the last applied release and the audit log.")
 
     @classmethod
@@ -55,6 +73,14 @@ class ServingConfig(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in (CONFIG_KEY, *first["loc"]))
             raise NotEnforced(f"--additional-config: {where}: {first['msg']}, got {first['input']!r}") from error
+
+    def open_store(self) -> Store:
+        """Open the store, with the trusted keys: the only way in which a server may do so.
+
+        Raises:
+            StoreUnavailable: as `Store.open`.
+        """
+        return Store.open(self.store, trusted_keys=self.trusted_keys)
 
     @property
     def state_path(self) -> Path:

@@ -1,37 +1,28 @@
 """HTTP: the admin routes under /v1/unlearning, and the release named on every response."""
 
 import asyncio
-import hashlib
 import os
-import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+from unlearn_serve.serving import route_endpoints
+from unlearn_serve.serving.admin_key import require_admin
+from unlearn_serve.serving.config import SwapMode
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.middleware import NameRelease
+from unlearn_serve.serving.route_middleware import ServeRoutes
 from unlearn_serve.serving.startup import STATE
-from unlearn_serve.store import Store
 
 
 def attach(app: FastAPI) -> None:
     """Add routes and middleware to vLLM's app. Mutates `app`."""
     app.include_router(router)
-    app.add_middleware(NameRelease)
-
-
-def require_admin(key: Annotated[str | None, Header(alias=ADMIN_HEADER)] = None) -> None:
-    """Let only the admin key pass; compares digests in constant time."""
-    expected = os.environ.get(ADMIN_KEY_VARIABLE)
-    if not expected:
-        raise HTTPException(403, f"admin endpoints are off: start the server with {ADMIN_KEY_VARIABLE} set")
-    if key is None:
-        raise HTTPException(401, f"expected the admin key in the header {ADMIN_HEADER}, got none")
-    if not secrets.compare_digest(hashlib.sha256(key.encode()).digest(), hashlib.sha256(expected.encode()).digest()):
-        raise HTTPException(401, f"the key in the header {ADMIN_HEADER} is not the admin key")
+    app.include_router(route_endpoints.router)
+    app.add_middleware(ServeRoutes)
+    app.add_middleware(NameRelease)  # around the other: it names what that one served
 
 
 def follower_of(request: Request) -> Follower:
@@ -51,6 +42,16 @@ class RollbackRequest(BaseModel):
     reason: str = Field("", max_length=1000)
     actor: str = Field("admin endpoint", min_length=1, max_length=128)
     to_generation: int | None = Field(None, ge=1)
+    allow_uncover: bool = False
+    """What only the later release deleted may be known again; needs a reason."""
+
+
+class ApplyRequest(BaseModel):
+    """Body of POST /v1/unlearning/apply."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: SwapMode | None = None
 
 
 @router.get("/status")
@@ -89,9 +90,11 @@ async def history(follower: Annotated[Follower, Depends(follower_of)]) -> dict[s
 
 
 @router.post("/apply")
-async def apply(follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
+async def apply(
+    follower: Annotated[Follower, Depends(follower_of)], body: ApplyRequest | None = None
+) -> dict[str, Any]:
     """Look at the channel now and swap to its newest entry, refused before or not; null where it is live already."""
-    return {"applied": await _apply(follower)}
+    return {"applied": await _apply(follower, body.mode if body else None)}
 
 
 @router.post("/rollback")
@@ -99,9 +102,13 @@ async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(
     """Roll the channel back, for every server that follows it, and swap here at once."""
 
     def move() -> int:
-        store = Store.open(follower.config.store)
+        store = follower.config.open_store()
         entry = store.rollback(
-            follower.config.channel, to_generation=body.to_generation, actor=body.actor, reason=body.reason
+            follower.config.channel,
+            to_generation=body.to_generation,
+            actor=body.actor,
+            reason=body.reason,
+            allow_uncover=body.allow_uncover,
         )
         return entry.generation
 
@@ -116,9 +123,9 @@ async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(
     return {"generation": generation, "applied": await _apply(follower)}
 
 
-async def _apply(follower: Follower) -> dict[str, Any] | None:
+async def _apply(follower: Follower, mode: SwapMode | None = None) -> dict[str, Any] | None:
     try:
-        record = await follower.apply_newest(again=True)
+        record = await follower.apply_newest(again=True, mode=mode)
     except SwapError as error:
         raise HTTPException(503 if follower.live.broken else 409, str(error)) from error
     except UnlearnServeError as error:

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from unlearn_serve.errors import SwapError, UnlearnServeError
-from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving import metrics
+from unlearn_serve.serving.config import ServingConfig, SwapMode
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.serving.ledger import count_under
 from unlearn_serve.serving.live import Live
@@ -36,6 +37,7 @@ class Follower:
         self._lock = asyncio.Lock()
         self._seen_generation = live.generation
         self._retry_at = 0.0
+        self._opened: Store | None = None
 
     async def run(self) -> None:
         """Poll until cancelled, or broken. No other failure ends it: no deletion would go live any more, unnoticed."""
@@ -48,11 +50,12 @@ class Follower:
                 logger.exception("unlearn-serve: unexpected failure; the follower goes on")
             await asyncio.sleep(self.config.poll_seconds)
 
-    async def apply_newest(self, *, again: bool) -> SwapRecord | None:
+    async def apply_newest(self, *, again: bool, mode: SwapMode | None = None) -> SwapRecord | None:
         """Swap to the channel's newest entry; None where it is live already or the store cannot be read.
 
         Args:
             again: try once more what was refused before; otherwise that gives None.
+            mode: what to do with running requests; None is the server's `swap_mode`.
 
         Raises:
             UnlearnServeError: the entry was refused; the live release keeps serving.
@@ -65,7 +68,7 @@ class Follower:
             if entry is None:
                 return None
             self._seen_generation = entry.generation
-            return await self._apply(entry)
+            return await self._apply(entry, mode or self.config.swap_mode)
 
     async def begin(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...], *, from_store: bool) -> None:
         """Name what the workers started on; called once, before the server is ready."""
@@ -77,22 +80,32 @@ class Follower:
 
     async def _read_newest(self, after: int) -> ChannelEntry | None:
         try:
-            store = await asyncio.to_thread(Store.open, self.config.store)
-            entry = await asyncio.to_thread(store.channel_after, self.config.channel, after)
+            entry = await asyncio.to_thread(lambda: self._store().channel_after(self.config.channel, after))
         except UnlearnServeError as error:
+            self._opened = None  # whatever is wrong with the connection, the next look makes a new one
+            metrics.STORE_REACHABLE.set(0)
             if self.live.store_error is None:
                 self._write(self._record("store-unreachable", ok=False, error=str(error)))
             self.live.store_error = str(error)
             return None
+        metrics.STORE_REACHABLE.set(1)
+        metrics.LAST_POLL.set_to_current_time()
         if self.live.store_error is not None:
             self.live.store_error = None
             self._write(self._record("store-reachable", ok=True))
         return entry
 
-    async def _apply(self, entry: ChannelEntry) -> SwapRecord:
+    def _store(self) -> Store:
+        if self._opened is None:
+            self._opened = self.config.open_store()
+        return self._opened
+
+    async def _apply(self, entry: ChannelEntry, mode: SwapMode) -> SwapRecord:
         previous = self.live.entry.release if self.live.entry else None
         try:
-            manifest = await asyncio.to_thread(Store.open(self.config.store).load_manifest, entry.release)
+            manifest = await asyncio.to_thread(
+                lambda: self._store().admit(entry, after=self.live.generation, covered=self.live.deletion_ids)
+            )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
                 record = self._record("relabel", ok=True, entry=entry, deletion_ids=manifest.deletion_ids)
@@ -101,10 +114,12 @@ class Follower:
                     entry.release,
                     previous=previous,
                     when_live=lambda: self._name_live(entry, manifest.deletion_ids),
+                    mode=mode,
                 )
                 record = self._swapped(entry, manifest.deletion_ids, previous, times)
-        except UnlearnServeError as error:
-            self._refuse(entry, error)
+                metrics.count_swap(record)
+        except Exception as error:  # an unexpected one too: what is not noted as refused is not tried again
+            self._refuse(entry, error, mode)
             raise
         self._write(record)
         await self._remember(entry)
@@ -114,21 +129,23 @@ class Follower:
         self.live.move_to(entry, deletion_ids)
         set_system_fingerprint(self._app_state, self.live.fingerprint)
         count_under(self.live)
+        metrics.name_live(self.live)
 
-    def _refuse(self, entry: ChannelEntry, error: UnlearnServeError) -> None:
+    def _refuse(self, entry: ChannelEntry, error: Exception, mode: SwapMode) -> None:
         event: Event = "refusal"
+        metrics.SWAPS.labels(mode, "broken" if isinstance(error, SwapBroken) else "refused").inc()
         if isinstance(error, SwapBroken):
             self.live.broken = str(error)
             event = "broken"
         known, self.live.refused = self.live.refused, f"generation {entry.generation}: {type(error).__name__}: {error}"
         self._retry_at = time.monotonic() + _RETRY_REFUSED_SECONDS
         if self.live.refused != known:
+            metrics.REFUSALS.labels("channel").inc()
             self._write(self._record(event, ok=False, entry=entry, error=self.live.refused))
 
     async def _remember(self, entry: ChannelEntry) -> None:
         try:
-            store = Store.open(self.config.store)
-            await asyncio.to_thread(self._last_applied.remember, entry, store)
+            await asyncio.to_thread(lambda: self._last_applied.remember(entry, self._store()))
         except (UnlearnServeError, OSError) as error:
             # The release is live; only a restart without the store would miss it. Serving on is the safer way.
             logger.warning("unlearn-serve: release %s is live but could not be kept: %s", entry.release, error)
@@ -148,7 +165,9 @@ class Follower:
             entry=entry,
             deletion_ids=deletion_ids,
             previous_release=previous,
+            mode=times.mode,
             stage_ms=times.stage_ms,
+            drain_ms=times.drain_ms,
             stall_ms=times.stall_ms,
             publish_to_live_ms=(times.live_at - entry.at.timestamp()) * 1e3,
         )
@@ -160,6 +179,8 @@ class Follower:
                 "generation": entry.generation,
                 "action": entry.action,
                 "actor": entry.actor,
+                "reason": entry.reason or None,
+                "uncovers": entry.uncovers,
             }
         return SwapRecord(event=event, at=now(), channel=self.config.channel, ok=ok, **fields)
 

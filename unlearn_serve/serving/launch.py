@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearn_serve.errors import NotEnforced
+from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving.config import CONFIG_KEY, ServingConfig
 from unlearn_serve.serving.models import WORKER_EXTENSION
 from unlearn_serve.serving.plugin import NAME
+from unlearn_serve.serving.vllm_lora import RANKS
 
 _OURS = ("--additional-config", "--worker-extension-cls")
 
@@ -22,12 +24,29 @@ def vllm_command(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -
     Raises:
         NotEnforced: a flag among `vllm_flags` would replace one that enforcement needs.
     """
-    for flag in vllm_flags:
-        if flag.split("=", 1)[0].replace("_", "-") in _OURS:
+    given = {flag.split("=", 1)[0].replace("_", "-") for flag in vllm_flags}
+    for flag in given:
+        if flag in _OURS:
             raise NotEnforced(f"{flag}: this flag is set by unlearn-serve; use `vllm serve` directly to combine it")
     settings = json.dumps({CONFIG_KEY: config.model_dump(exclude_defaults=True)}, sort_keys=True)
     ours = ["--additional-config", settings, "--worker-extension-cls", WORKER_EXTENSION]
+    ours += _route_flags(config, given)
     return [sys.executable, "-m", "unlearn_serve.serving.vllm_serve", model, *ours, *vllm_flags]
+
+
+def _route_flags(config: ServingConfig, given: set[str]) -> list[str]:
+    """Return vLLM's flags for routes, less those that were given; who enables LoRA chooses its targets."""
+    if not config.routes:
+        return []
+    rank = next((rank for rank in RANKS if rank >= config.max_rank), RANKS[-1])
+    cached = max(4 * config.routes, 16)
+    flags: dict[str, int | str] = {"--max-loras": config.routes, "--max-cpu-loras": cached, "--max-lora-rank": rank}
+    if "--enable-lora" not in given:
+        flags |= {"--lora-target-modules": SITE_NAME}
+    return [
+        "--enable-lora",
+        *(str(part) for flag, value in flags.items() if flag not in given for part in (flag, value)),
+    ]
 
 
 def vllm_environment(environment: Mapping[str, str]) -> dict[str, str]:

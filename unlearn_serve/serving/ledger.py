@@ -1,25 +1,18 @@
-"""Counts the tokens that were computed under each release, on vLLM's own /metrics.
+"""Counts the tokens that were computed under each release.
 
 Entry point `vllm.stat_logger_plugins`; runs in the API server's process, where the follower names what is live.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter, Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from unlearn_serve.serving import metrics
 from unlearn_serve.serving.live import PLAIN, Live
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
-
-TOKENS = Counter(
-    "unlearn_tokens",
-    "Tokens computed, by the release that was live.",
-    ["release", "generation", "kind"],
-)
-GENERATION = Gauge("unlearn_generation", "Generation of the channel that is live; 0 is the plain model.", ["channel"])
 
 _labels = (PLAIN, "0")
 
@@ -28,7 +21,6 @@ def count_under(live: Live) -> None:
     """Attribute tokens to `live` from now on; called while generation is paused."""
     global _labels
     _labels = (live.release, str(live.generation))
-    GENERATION.labels(live.channel).set(live.generation)
 
 
 class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow vllm
@@ -45,10 +37,12 @@ class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow
         engine_idx: int = 0,
     ) -> None:
         """Count one step."""
-        del scheduler_stats, mm_cache_stats, engine_idx
+        del mm_cache_stats, engine_idx
         if iteration_stats is not None:
-            TOKENS.labels(*_labels, "prompt").inc(iteration_stats.num_prompt_tokens)
-            TOKENS.labels(*_labels, "generated").inc(iteration_stats.num_generation_tokens)
+            metrics.count(metrics.TOKENS, (*_labels, "prompt"), iteration_stats.num_prompt_tokens)
+            metrics.count(metrics.TOKENS, (*_labels, "generated"), iteration_stats.num_generation_tokens)
+        if scheduler_stats is not None:
+            metrics.ROUTES_RUNNING.set(len(scheduler_stats.running_lora_adapters))
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

@@ -1,9 +1,12 @@
-"""Names the live release on every response, and lets nothing through once enforcement is broken."""
+"""Names the release on every response, counts them by it, and lets nothing through once enforcement is broken."""
 
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
+
+from unlearn_serve.serving import metrics
+from unlearn_serve.serving.route_middleware import SERVED_RELEASE
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,8 +38,17 @@ class NameRelease:
         async def send_named(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers[RELEASE_HEADER] = live.release
-                headers[GENERATION_HEADER] = str(live.generation)
+                route = scope.get(SERVED_RELEASE)
+                headers[RELEASE_HEADER] = route or live.release
+                if route is None:
+                    headers[GENERATION_HEADER] = str(live.generation)
+                if _asks_the_model(scope):
+                    metrics.count(metrics.REQUESTS, (route or live.release, str(message["status"])))
             await send(message)
 
         await self.app(scope, receive, send_named)
+
+
+def _asks_the_model(scope: "Scope") -> bool:
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path.startswith("/v1/") and not path.startswith("/v1/unlearning")

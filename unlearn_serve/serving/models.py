@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
-from unlearn_serve.layers.ffn import end_forward_in_site, ends_in_site, find_ffn_modules
-from unlearn_serve.serving import vllm_internals
+from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, ends_in_site, find_ffn_modules
+from unlearn_serve.serving import vllm_internals, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.plugin import NAME
-from unlearn_serve.serving.slots import EnforcedLayers, build_sites
+from unlearn_serve.serving.route_table import RouteTable
+from unlearn_serve.serving.slots import EnforcedLayers, EnforcedSite, build_sites
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -75,8 +76,10 @@ def with_sites(model_class: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of a vLLM model class that equips itself when this server has our settings."""
 
     def __init__(self: Any, *, vllm_config: "VllmConfig", prefix: str = "") -> None:  # noqa: N807
-        model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
         config = ServingConfig.from_additional_config(vllm_config.additional_config)
+        if config is not None and config.routes:
+            vllm_lora.keep_compiled(vllm_config, SITE_NAME)
+        model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
         # An inner model of a composite one has a prefix; only the outermost model owns the sites.
         if config is not None and not prefix:
             equip(self, vllm_config, config)
@@ -109,7 +112,7 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
     start = find_starting_point(config, layers.base_model)
     if start is not None:
-        layers.stage(start.release.digest, start.release.tensors)
+        layers.stage(start.release.digest, start.release.tensors, start.release.manifest.deletion_ids)
         layers.flip(start.release.digest)
     object.__setattr__(model, ATTRIBUTE, layers)
 
@@ -127,11 +130,45 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         max_rank=config.max_rank,
         max_tokens=vllm_internals.max_tokens_per_step(vllm_config),
         dtype=vllm_config.model_config.dtype,
+        routes=_route_slots(vllm_config, config),
+        require_coverage=not config.allow_uncovered_routes,
+        site_class=_site_class(config),
     )
+    if layers.routes is not None:
+        _connect(layers, layers.routes, model)
     for block, site in layers.sites.items():
         end_forward_in_site(found[block][1], site)
         layers.hosts[block] = found[block][1]
     return layers
+
+
+def _route_slots(vllm_config: "VllmConfig", config: ServingConfig) -> int:
+    """Return how many adapters can be ready at a time, each of which may be a route; 0 where routes are off."""
+    if not config.routes:
+        return 0
+    slots, targets = vllm_lora.lora_slots(vllm_config), vllm_lora.lora_targets(vllm_config)
+    if slots < config.routes:
+        got = str(slots) if slots else "no --enable-lora"
+        raise NotEnforced(f"--max-loras: expected at least {config.routes}, as many as routes, got {got}")
+    if targets is not None and SITE_NAME not in targets:
+        raise NotEnforced(f"--lora-target-modules: expected {SITE_NAME} among them, got {', '.join(targets)}")
+    return slots
+
+
+def _site_class(config: ServingConfig) -> type[EnforcedSite]:
+    if not config.routes:
+        return EnforcedSite
+    from unlearn_serve.serving.routed_site import RoutedSite
+
+    return RoutedSite
+
+
+def _connect(layers: EnforcedLayers, table: RouteTable, model: nn.Module) -> None:
+    from unlearn_serve.serving.worker_routes import route_at
+
+    table.adapter_at = lambda index: route_at(model, index)
+    for site in layers.sites.values():
+        object.__setattr__(site, "routes", table)
 
 
 def enforced_layers(model: nn.Module) -> EnforcedLayers:

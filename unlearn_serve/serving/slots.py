@@ -1,8 +1,10 @@
-"""The buffers behind the sites: two slots, of which one is live while the next release is copied into the other.
+"""The buffers behind the sites: two slots for the default, of which one is live while the next release is copied into
+the other, and one slot for each route that can be resident.
 
-Knows torch and the kernels, not vLLM. Shapes: S = 2 slots, R largest rank, d hidden size.
+Knows torch and the kernels, not vLLM. Shapes: S = 2 + N slots for N routes, R largest rank, d hidden size.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +14,11 @@ from unlearn_kernels import activation_code, apply_unlearning
 from unlearn_serve.errors import SwapError, UnsupportedModel
 from unlearn_serve.format.adapter_file import AdapterTensors
 from unlearn_serve.format.manifest import BaseModelRef
+from unlearn_serve.serving.route_table import RouteTable
 
 PLAIN_SLOT = -1
-SLOT_COUNT = 2
+DEFAULT_SLOTS = 2
+"""Slots 0 and 1 are the default's; those of routes follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +29,26 @@ class SlotContent:
     """SHA-256 of the release, 64 hex digits."""
     rank: int
     blocks: tuple[int, ...]
+    deletion_ids: frozenset[str]
 
 
 class Routing(nn.Module):
     """Which slot every token of the next step takes; one for all sites of a worker.
 
-    Example with slot 1 live and room for 4 tokens: slot_of_token = [1, 1, 1, 1]. A flip is one fill of this buffer,
-    so no step ever sees two releases.
+    Without routes slot_of_token says it: with slot 1 live and room for 4 tokens it is [1, 1, 1, 1]. With routes it
+    holds the number of each token's route (-1: none), and slot_of_route the slots, see `RouteTable`. Either way a flip
+    is one write to one buffer, so no step ever sees two defaults.
     """
 
     slot_of_token: torch.Tensor
+    slot_of_route: torch.Tensor | None
 
-    def __init__(self, *, max_tokens: int) -> None:
+    def __init__(self, *, max_tokens: int, routes: int = 0) -> None:
         super().__init__()
         routing = torch.full((max_tokens,), PLAIN_SLOT, dtype=torch.int32)
         self.register_buffer("slot_of_token", routing, persistent=False)
+        table = torch.full((routes + 1,), PLAIN_SLOT, dtype=torch.int32) if routes else None
+        self.register_buffer("slot_of_route", table, persistent=False)
 
 
 class EnforcedSite(nn.Module):
@@ -53,10 +62,11 @@ class EnforcedSite(nn.Module):
     def __init__(self, routing: Routing, *, hidden_size: int, max_rank: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.routing = routing
-        codes = torch.zeros(SLOT_COUNT, dtype=torch.int32)
+        slots = DEFAULT_SLOTS + (0 if routing.slot_of_route is None else len(routing.slot_of_route) - 1)
+        codes = torch.zeros(slots, dtype=torch.int32)
         for name, buffer in (
-            ("w_down", torch.zeros(SLOT_COUNT, max_rank, hidden_size, dtype=dtype)),
-            ("w_up", torch.zeros(SLOT_COUNT, hidden_size, max_rank, dtype=dtype)),
+            ("w_down", torch.zeros(slots, max_rank, hidden_size, dtype=dtype)),
+            ("w_up", torch.zeros(slots, hidden_size, max_rank, dtype=dtype)),
             ("rank_of_slot", codes),
             ("activation_of_slot", codes.clone()),
         ):
@@ -71,6 +81,7 @@ class EnforcedSite(nn.Module):
             self.routing.slot_of_token,
             self.rank_of_slot,
             self.activation_of_slot,
+            self.routing.slot_of_route,
         )
         return y.view(x.shape)
 
@@ -85,21 +96,29 @@ class EnforcedSite(nn.Module):
 
 
 class EnforcedLayers(nn.Module):
-    """All sites of one worker, and which release each of their two slots holds."""
+    """All sites of one worker, which release each of the default's two slots holds, and the table of routes."""
 
     def __init__(
-        self, sites: dict[int, EnforcedSite], routing: Routing, *, num_blocks: int, hidden_size: int, max_rank: int
+        self,
+        sites: dict[int, EnforcedSite],
+        routing: Routing,
+        routes: RouteTable | None,
+        *,
+        num_blocks: int,
+        hidden_size: int,
+        max_rank: int,
     ) -> None:
         super().__init__()
         # Plain attributes: the sites are children of the feed-forward modules already.
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "routing", routing)
+        self.routes = routes
         object.__setattr__(self, "hosts", {})
         self.num_blocks = num_blocks
         self.hidden_size = hidden_size
         self.max_rank = max_rank
         self.live_slot = PLAIN_SLOT
-        self.contents: list[SlotContent | None] = [None] * SLOT_COUNT
+        self.contents: list[SlotContent | None] = [None] * DEFAULT_SLOTS
 
     sites: dict[int, EnforcedSite]
     routing: Routing
@@ -118,19 +137,24 @@ class EnforcedLayers(nn.Module):
         """The slot that no token takes."""
         return 1 if self.live_slot == 0 else 0
 
-    def stage(self, release: str, tensors: AdapterTensors) -> None:
+    def stage(self, release: str, tensors: AdapterTensors, deletion_ids: Iterable[str]) -> None:
         """Copy a verified release into the idle slot; what is live stays live. Mutates the idle slot only.
 
         Raises:
             SwapError: the release does not fit this model or its buffers; the idle slot is then empty.
         """
-        self._require_fit(release, tensors)
+        self.require_fit(release, tensors)
         slot = self.idle_slot
         self.contents[slot] = None
         code = activation_code(tensors.activation)
         for block, site in self.sites.items():
             site.write(slot, tensors.w_down.get(block), tensors.w_up.get(block), code)
-        self.contents[slot] = SlotContent(release=release, rank=tensors.rank, blocks=tuple(sorted(tensors.w_down)))
+        self.contents[slot] = SlotContent(
+            release=release,
+            rank=tensors.rank,
+            blocks=tuple(sorted(tensors.w_down)),
+            deletion_ids=frozenset(deletion_ids),
+        )
 
     def flip(self, release: str) -> None:
         """Make the staged `release` the live one, for all tokens of all later steps.
@@ -158,10 +182,19 @@ class EnforcedLayers(nn.Module):
             self.flip(release)
 
     def _route_to(self, slot: int) -> None:
-        self.routing.slot_of_token.fill_(slot)
+        content = None if slot == PLAIN_SLOT else self.contents[slot]
+        if self.routes is None:
+            self.routing.slot_of_token.fill_(slot)
+        else:
+            self.routes.move_default(slot, content.deletion_ids if content else frozenset())
         self.live_slot = slot
 
-    def _require_fit(self, release: str, tensors: AdapterTensors) -> None:
+    def require_fit(self, release: str, tensors: AdapterTensors) -> None:
+        """Refuse a release that does not fit this model or its buffers.
+
+        Raises:
+            SwapError: too large a rank, a block that the model has not, another d.
+        """
         if tensors.rank > self.max_rank:
             raise SwapError(
                 f"release {release}: expected rank <= {self.max_rank} (max_rank), got {tensors.rank}; "
@@ -175,17 +208,40 @@ class EnforcedLayers(nn.Module):
 
 
 def build_sites(
-    ffn_blocks: list[int], *, num_blocks: int, hidden_size: int, max_rank: int, max_tokens: int, dtype: torch.dtype
+    ffn_blocks: list[int],
+    *,
+    num_blocks: int,
+    hidden_size: int,
+    max_rank: int,
+    max_tokens: int,
+    dtype: torch.dtype,
+    routes: int = 0,
+    require_coverage: bool = True,
+    site_class: type[EnforcedSite] = EnforcedSite,
 ) -> EnforcedLayers:
     """Allocate the buffers of one worker on the current default device; the plain model is live until a flip.
+
+    Args:
+        ffn_blocks: blocks of this worker.
+        num_blocks: blocks of the whole model.
+        hidden_size: d.
+        max_rank: R.
+        max_tokens: most tokens of one step.
+        dtype: of the weights, the model's.
+        routes: N, routes that can be resident beside the default.
+        require_coverage: whether a route must cover the default's deletion ids.
+        site_class: what stands behind each feed-forward network.
 
     Raises:
         UnsupportedModel: d is not a multiple of 8.
     """
     if hidden_size % 8:
         raise UnsupportedModel(f"expected a hidden size that is a multiple of 8, got {hidden_size}")
-    routing = Routing(max_tokens=max_tokens)
+    routing = Routing(max_tokens=max_tokens, routes=routes)
+    table = None
+    if routing.slot_of_route is not None:
+        table = RouteTable(routing.slot_of_route, first_slot=DEFAULT_SLOTS, require_coverage=require_coverage)
     sites = {
-        block: EnforcedSite(routing, hidden_size=hidden_size, max_rank=max_rank, dtype=dtype) for block in ffn_blocks
+        block: site_class(routing, hidden_size=hidden_size, max_rank=max_rank, dtype=dtype) for block in ffn_blocks
     }
-    return EnforcedLayers(sites, routing, num_blocks=num_blocks, hidden_size=hidden_size, max_rank=max_rank)
+    return EnforcedLayers(sites, routing, table, num_blocks=num_blocks, hidden_size=hidden_size, max_rank=max_rank)

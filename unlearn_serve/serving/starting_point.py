@@ -1,13 +1,23 @@
 """Which release a server starts on: the channel's, or the last one applied where the store cannot be reached."""
 
+import logging
 from dataclasses import dataclass
 
-from unlearn_serve.errors import ChannelNotFound, NotEnforced, StoreUnavailable, UnlearnServeError
+from unlearn_serve.errors import (
+    ChannelNotFound,
+    DowngradeRefused,
+    NotEnforced,
+    StoreUnavailable,
+    TrustError,
+    UnlearnServeError,
+)
 from unlearn_serve.format.fingerprint import require_same_base
 from unlearn_serve.format.manifest import BaseModelRef
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.last_applied import LastApplied
-from unlearn_serve.store import ChannelEntry, Release, Store
+from unlearn_serve.store import ChannelEntry, Release
+
+logger = logging.getLogger("vllm.unlearn_serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +39,7 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) 
 
     Raises:
         BaseModelMismatch: the release belongs to another base model.
+        TrustError: no trusted key signed it, or it gives back what this server had deleted.
         NotEnforced: there is nothing to serve under, or what there is cannot be trusted; the message says why.
     """
     start: StartingPoint | None
@@ -43,6 +54,9 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) 
                 f"no release to start on: {error}; no earlier release is kept in {config.state_path}; "
                 "promote a release first, or allow the plain model with --allow-plain"
             ) from error
+        logger.warning("unlearn-serve: %s; starting on the release applied last, %s", error, start.release.digest)
+    except TrustError:
+        raise
     except UnlearnServeError as error:
         raise NotEnforced(f"channel {config.channel!r} names a release that cannot be served: {error}") from error
     if base_model is not None:
@@ -51,14 +65,30 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) 
 
 
 def _from_store(config: ServingConfig) -> StartingPoint:
-    store = Store.open(config.store)
+    """The channel's newest entry, if it is not older than what this server has applied, and gives nothing back."""
+    store = config.open_store()
     entry = store.channel(config.channel)
+    applied, covered = LastApplied(config.state_path).memory() or (None, ())
+    if applied is not None:
+        _require_not_older(entry, applied)
+    store.admit(entry, after=applied.generation if applied else 0, covered=covered)
     return StartingPoint(entry=entry, release=store.load_release(entry.release), from_store=True)
 
 
 def _from_state(config: ServingConfig) -> StartingPoint | None:
-    kept = LastApplied(config.state_path).recall()
+    kept = LastApplied(config.state_path, config.trusted_keys).recall()
     if kept is None:
         return None
     entry, release = kept
     return StartingPoint(entry=entry, release=release, from_store=False)
+
+
+def _require_not_older(entry: ChannelEntry, applied: ChannelEntry) -> None:
+    """Generations only grow: a store that lost some was emptied, restored from a backup, or set back by somebody."""
+    if entry.generation > applied.generation or entry == applied:
+        return
+    got = "another entry of that number" if entry.generation == applied.generation else str(entry.generation)
+    raise DowngradeRefused(
+        f"channel {entry.channel!r}: expected generation {applied.generation} as this server applied it, or a later "
+        f"one, got {got}; promote until its generation is beyond that one"
+    )

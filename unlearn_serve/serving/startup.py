@@ -11,6 +11,7 @@ from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.serving.live import Live
+from unlearn_serve.serving.routes import Routes
 from unlearn_serve.serving.starting_point import StartingPoint, find_starting_point
 from unlearn_serve.serving.swap import Swapper
 
@@ -21,6 +22,8 @@ logger = logging.getLogger("vllm.unlearn_serve")
 
 STATE = "unlearning"
 """Attribute of the app's state that holds the Follower."""
+ROUTES = "unlearning_routes"
+"""Attribute of the app's state that holds the Routes, None where they are off."""
 
 
 async def start_following(engine: "EngineClient | None", state: Any, args: Any) -> None:
@@ -31,12 +34,32 @@ async def start_following(engine: "EngineClient | None", state: Any, args: Any) 
     """
     try:
         follower = await _verified_follower(engine, state, args)
+        routes = await _routes(follower, engine, state)
     except UnlearnServeError as error:
         logger.error("unlearn-serve: refusing to serve: %s", error)
         raise
     setattr(state, STATE, follower)
+    setattr(state, ROUTES, routes)
     # Kept on the state: the event loop itself holds only weak references to tasks.
     state.unlearning_task = asyncio.create_task(follower.run(), name="unlearn-follower")
+
+
+async def _routes(follower: Follower, engine: "EngineClient | None", state: Any) -> Routes | None:
+    if not follower.config.routes:
+        return None
+    assert engine is not None, "there is a follower"
+    for worker in await follower.swapper.workers():
+        if worker["route_sites"] != worker["sites"]:
+            raise NotEnforced(
+                f"routes: expected vLLM's LoRA manager to fill the sites of blocks {worker['sites']} of worker "
+                f"{worker['rank']}, got {worker['route_sites']}"
+            )
+        if worker["unverified"]:
+            raise NotEnforced(
+                "--lora-modules: expected ordinary LoRA adapters, got unlearning layers in the one numbered "
+                f"{worker['unverified'][0]}; publish it and name the release in a request's model"
+            )
+    return Routes(config=follower.config, engine=engine, live=follower.live, app_state=state)
 
 
 async def _verified_follower(engine: "EngineClient | None", state: Any, args: Any) -> Follower:
@@ -48,7 +71,11 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
         raise NotEnforced("--additional-config has no settings of unlearn-serve; start with `unlearn-serve serve`")
     for line in vllm_internals.unsupported_settings(vllm_config, args):
         raise NotEnforced(f"not supported together with unlearning releases: {line}")
-    swapper = Swapper(engine, stage_timeout_seconds=config.stage_timeout_seconds)
+    swapper = Swapper(
+        engine,
+        stage_timeout_seconds=config.stage_timeout_seconds,
+        drain_timeout_seconds=config.drain_timeout_seconds,
+    )
     live = Live(channel=config.channel)
     try:
         follower = Follower(
@@ -56,7 +83,7 @@ async def _verified_follower(engine: "EngineClient | None", state: Any, args: An
             swapper=swapper,
             live=live,
             app_state=state,
-            last_applied=LastApplied(config.state_path),
+            last_applied=LastApplied(config.state_path, config.trusted_keys),
         )
     except OSError as error:
         raise NotEnforced(f"--state-dir: expected a folder that can be written, got {error}") from error

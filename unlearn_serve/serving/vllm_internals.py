@@ -76,6 +76,10 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
         yield f"--api-server-count: expected 1, got {args.api_server_count}"
     if config.kv_transfer_config is not None:
         yield "--kv-transfer-config: a KV connector may hand back KV that was computed under an earlier release"
+    if config.lora_config is not None and parallel.enable_dbo:
+        yield "--enable-dbo with routes: half a batch does not tell which adapters its tokens have"
+    if config.lora_config is not None and envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
+        yield "VLLM_ALLOW_RUNTIME_LORA_UPDATING: its routes let anyone load and replace adapters; use --lora-modules"
     if envs.VLLM_SERVER_DEV_MODE:
         yield "VLLM_SERVER_DEV_MODE: its routes let anyone call the workers and resume generation, with no key"
 
@@ -83,6 +87,13 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
 def worker_model(worker: Any) -> nn.Module:
     """Return the model that a worker runs."""
     return worker.get_model()  # type: ignore[no-any-return]
+
+
+def without_paths(message: str) -> str:
+    """Return an error's message as vLLM shows it to clients: no paths of this machine."""
+    from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
+
+    return sanitize_message(message)  # type: ignore[no-any-return]
 
 
 def set_system_fingerprint(state: Any, fingerprint: str) -> int:

@@ -6,10 +6,10 @@ same that fails where the object exists (a hard link on a folder, a conditional 
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -17,6 +17,12 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from unlearn_serve.errors import DigestError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+_RETRY: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+"""obstore's own would try for three minutes: so long would a server not say that its store is away."""
 
 _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
@@ -62,7 +68,7 @@ class Backend:
             known = ", ".join(f"{name}://" for name in ("file", *_REMOTE_SCHEMES))
             raise StoreUnavailable(f"store {url!r}: expected a path or a URL of {known}, got {scheme}://")
         with _our_errors(url):
-            return cls(from_url(url), name=url)
+            return cls(from_url(url, retry_config=_RETRY), name=url)
 
     def read(self, path: str, *, limit: int) -> bytes | None:
         """The object's bytes, or None where there is no such object.
@@ -71,6 +77,8 @@ class Backend:
             DigestError: it is longer than `limit` bytes, so it cannot be what its name says.
             StoreUnavailable: the store cannot be read.
         """
+        if self._folder is not None and (place := self._folder / path).exists() and not place.is_file():
+            raise DigestError(f"{path}: expected a regular file, got something else")  # a pipe would be waited for
         with self._errors():
             try:
                 found = obstore.get(self._store, path)
@@ -99,6 +107,12 @@ class Backend:
         with self._errors():
             obstore.put(self._store, path, data, mode="overwrite", use_multipart=False)
             self._flush(path)
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+        self._check_folder()
+        with self._errors(), suppress(FileNotFoundError):
+            obstore.delete(self._store, path)
 
     def objects(self, prefix: str, *, after: str | None = None) -> list[ObjectInfo]:
         """All objects under the folder `prefix`, sorted by path; with `after`, only those whose path is greater."""

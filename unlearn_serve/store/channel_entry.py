@@ -1,16 +1,18 @@
 """One generation of a channel: which release is live from here on, who said so and why. Written once, never changed."""
 
+import hashlib
 import re
+from itertools import pairwise
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from unlearn_serve.errors import FormatError, StoreError
-from unlearn_serve.format.fields import Actor, Line, Sha256, UtcTime
+from unlearn_serve.format.fields import Actor, DeletionId, Line, Sha256, UtcTime
 from unlearn_serve.format.strict_json import StrictModel, shown
 
-CHANNEL_SCHEMA: Final = "unlearn-serve/channel/1"
-MAX_ENTRY_BYTES = 64 * 2**10
+CHANNEL_SCHEMA: Final = "unlearn-serve/channel/2"
+MAX_ENTRY_BYTES = 2**20
 MAX_GENERATION = 10**20 - 1
 """The last generation that 20 digits can name."""
 
@@ -23,7 +25,7 @@ Generation = Annotated[int, Field(ge=1, le=MAX_GENERATION)]
 class ChannelEntry(StrictModel):
     """The content of channels/<channel>/<generation>.json."""
 
-    schema_: Literal["unlearn-serve/channel/1"] = Field(default=CHANNEL_SCHEMA, alias="schema")
+    schema_: Literal["unlearn-serve/channel/2"] = Field(default=CHANNEL_SCHEMA, alias="schema")
     channel: ChannelName
     generation: Generation
     release: Sha256
@@ -33,6 +35,10 @@ class ChannelEntry(StrictModel):
     at: UtcTime
     actor: Actor
     reason: Line
+    uncovers: tuple[DeletionId, ...] = ()
+    """Deletion requests that the release live before covered and this one does not: allowed on purpose."""
+    previous: Sha256 | None = None
+    """SHA-256 of the entry before, so that one entry vouches for all before it; null for generation 1."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -42,12 +48,21 @@ class ChannelEntry(StrictModel):
             self.restores_generation is None or self.restores_generation >= self.generation
         ):
             raise ValueError("restores_generation: expected an earlier generation for a rollback")
+        if any(one >= two for one, two in pairwise(self.uncovers)):
+            raise ValueError("uncovers: expected sorted ids, each once")
+        if self.uncovers and not self.reason:
+            raise ValueError("reason: expected one where deletion requests are no longer covered")
         return self
 
     @property
     def promoted_at(self) -> int:
         """The generation of the promote that made this entry's release live: its own, or the one it restores."""
         return self.generation if self.restores_generation is None else self.restores_generation
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of `to_bytes()`: what the next entry names as `previous`."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str) -> Self:

@@ -1,14 +1,8 @@
-"""Channels: a chain of entries, one per generation, each written with put-if-absent.
+"""Channels as readers see them: a chain of entries, one per generation, of which the last is live."""
 
-Creating generation N+1 is the compare-and-swap: of two writers that saw generation N, one creates the object and
-the other learns that it exists. Nothing is ever overwritten, so generations only grow and the history is kept.
-"""
+import hashlib
 
-from datetime import UTC, datetime
-from typing import Literal
-
-from unlearn_serve.errors import ChannelConflict, ChannelNotFound, FormatError, StoreError, StoreUnavailable
-from unlearn_serve.format.strict_json import one_line_errors
+from unlearn_serve.errors import ChannelNotFound, DigestError, DowngradeRefused, FormatError, StoreError
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import (
     MAX_ENTRY_BYTES,
@@ -19,49 +13,22 @@ from unlearn_serve.store.channel_entry import (
     is_channel_name,
     require_channel_name,
 )
-from unlearn_serve.store.releases import Releases
+from unlearn_serve.store.signatures import Signatures
 
 
 class Channels:
     """The part of a store under channels/."""
 
-    def __init__(self, backend: Backend, releases: Releases) -> None:
-        """Use the objects of `backend`; only what `releases` verifies can go live."""
+    def __init__(self, backend: Backend, signatures: Signatures) -> None:
+        """Use the objects of `backend`; `signatures` knows whom to trust."""
         self._backend = backend
-        self._releases = releases
-
-    def promote(
-        self, digest: str, channel: str, *, expected_generation: int | None, actor: str, reason: str
-    ) -> ChannelEntry:
-        """See `Store.promote`."""
-        require_channel_name(channel)
-        live = self.newest(channel)
-        self._check_expected(channel, live, expected_generation)
-        self._releases.load(digest)
-        return self._append(channel, live, digest, "promote", None, actor, reason)
-
-    def rollback(
-        self, channel: str, *, to_generation: int | None, expected_generation: int | None, actor: str, reason: str
-    ) -> ChannelEntry:
-        """See `Store.rollback`."""
-        live = self.newest(require_channel_name(channel))
-        self._check_expected(channel, live, expected_generation)
-        if live == 0:
-            raise self._not_found(channel)
-        if to_generation is None:
-            target = self._before(self.read(channel, live))
-        elif 1 <= to_generation <= live:
-            target = self.read(channel, to_generation)
-        else:
-            raise StoreError(f"channel {channel!r}: expected one of generations 1 to {live}, got {to_generation}")
-        self._releases.load(target.release)
-        return self._append(channel, live, target.release, "rollback", target.promoted_at, actor, reason)
+        self._signatures = signatures
 
     def current(self, channel: str) -> ChannelEntry:
         """See `Store.channel`."""
         newest = self.newest(require_channel_name(channel))
         if newest == 0:
-            raise self._not_found(channel)
+            raise self.not_found(channel)
         return self.read(channel, newest)
 
     def after(self, channel: str, generation: int) -> ChannelEntry | None:
@@ -73,7 +40,7 @@ class Channels:
         after = entry_path(channel, generation - 1) if generation else None
         found = self._generations(channel, after=after)
         if generation and generation not in found:
-            raise StoreUnavailable(
+            raise DowngradeRefused(
                 f"channel {channel!r} no longer holds generation {generation}: was the store in {self._backend.name!r} "
                 "emptied or restored from a backup? Promote until its generation is beyond that one"
             )
@@ -85,7 +52,7 @@ class Channels:
         """See `Store.history`."""
         generations = self._generations(require_channel_name(channel))
         if not generations:
-            raise self._not_found(channel)
+            raise self.not_found(channel)
         return [self.read(channel, generation) for generation in generations]
 
     def names(self) -> list[str]:
@@ -111,64 +78,35 @@ class Channels:
             raise FormatError(f"{path}: expected the entry of this place, got {entry.channel!r} {entry.generation}")
         return entry
 
-    def _before(self, live: ChannelEntry) -> ChannelEntry:
-        """The entry under which, before the promote behind `live`, another release was live.
-
-        Jumps from promote to promote, past what lies between a promote and the rollback that restored it: a release
-        that was rolled back does not come back.
-        """
-        promoted_at = live.promoted_at
-        while promoted_at > 1:
-            entry = self.read(live.channel, promoted_at - 1)
-            if entry.release != live.release:
-                return entry
-            promoted_at = entry.promoted_at
-        raise StoreError(
-            f"channel {live.channel!r}: no other release was live before generation {live.promoted_at}, so there is "
-            "nothing to roll back to; promote another release instead"
-        )
-
-    def _append(
-        self,
-        channel: str,
-        live: int,
-        release: str,
-        action: Literal["promote", "rollback"],
-        restores: int | None,
-        actor: str,
-        reason: str,
-    ) -> ChannelEntry:
-        with one_line_errors(f"channel {channel!r}", FormatError):
-            entry = ChannelEntry(
-                channel=channel,
-                generation=live + 1,
-                release=release,
-                action=action,
-                restores_generation=restores,
-                at=datetime.now(UTC),
-                actor=actor,
-                reason=reason,
-            )
-        if not self._backend.create(entry_path(channel, entry.generation), entry.to_bytes()):
-            winner = self.read(channel, entry.generation)
-            raise ChannelConflict(
-                f"channel {channel!r}: {winner.actor} made generation {winner.generation} first ({winner.action} of "
-                f"{winner.release}); nothing was changed: look at the channel and decide again"
-            )
+    def read_trusted(self, channel: str, generation: int) -> ChannelEntry:
+        """As `read`; raises `TrustError` where trusted keys are set and none of them signed it."""
+        entry = self.read(channel, generation)
+        self.require_trusted(entry)
         return entry
 
-    def _check_expected(self, channel: str, live: int, expected: int | None) -> None:
-        if expected is not None and expected != live:
-            raise ChannelConflict(
-                f"channel {channel!r}: expected generation {expected}, got {live}; nothing was changed: look at the "
-                "channel and decide again"
-            )
+    def require_trusted(self, entry: ChannelEntry) -> None:
+        """Return if a trusted key signed `entry`, or no keys are set; raises `TrustError`."""
+        self._signatures.require(entry.to_bytes(), what=f"channel {entry.channel!r} generation {entry.generation}")
+
+    def generations_between(self, channel: str, after: int, before: int) -> list[int]:
+        """The generations that are there between two others, newest first."""
+        start = entry_path(channel, after) if after else None
+        return [one for one in reversed(self._generations(channel, after=start)) if one < before]
+
+    def stored_digest(self, channel: str, generation: int) -> str | None:
+        """SHA-256 of an entry's bytes, sound or not; None where it is gone."""
+        try:
+            data = self._backend.read(entry_path(channel, generation), limit=MAX_ENTRY_BYTES)
+        except DigestError:
+            return None
+        return None if data is None else hashlib.sha256(data).hexdigest()
 
     def _generations(self, channel: str, *, after: str | None = None) -> list[int]:
         found = (generation_of(one.path) for one in self._backend.objects(f"channels/{channel}", after=after))
         return sorted(generation for generation in found if generation)
 
-    def _not_found(self, channel: str) -> ChannelNotFound:
+    def not_found(self, channel: str) -> ChannelNotFound:
+        """The error that says that there is no such channel."""
         return ChannelNotFound(
             f"store {self._backend.name!r} holds no channel {channel!r}; promote a release to it to make it"
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from unlearn_serve.errors import DigestError, FormatError, ReleaseNotFound, StoreError
+from unlearn_serve.errors import DigestError, FormatError, ReleaseNotFound, StoreError, TrustError
 from unlearn_serve.format.adapter_file import (
     MANIFEST_NAME,
     AdapterFiles,
@@ -17,9 +17,12 @@ from unlearn_serve.format.adapter_file import (
     read_adapter_files,
 )
 from unlearn_serve.format.fields import require_sha256
+from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.format.manifest import FILE_NAMES, MAX_MANIFEST_BYTES, FileName, Manifest
 from unlearn_serve.format.strict_json import shown
+from unlearn_serve.store.audit import StoreAudit
 from unlearn_serve.store.backend import Backend
+from unlearn_serve.store.signatures import Signatures
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +51,37 @@ class ReleaseInfo:
 class Releases:
     """The part of a store under releases/."""
 
-    def __init__(self, backend: Backend) -> None:
-        """Use the objects of `backend`."""
+    def __init__(self, backend: Backend, signatures: Signatures, audit: StoreAudit) -> None:
+        """Use the objects of `backend`; what is loaded must pass `signatures`, what is published enters `audit`."""
         self._backend = backend
+        self._signatures = signatures
+        self._audit = audit
 
-    def publish(self, adapter_dir: Path) -> str:
+    def publish(self, adapter_dir: Path, *, actor: str, signer: SigningKey | None) -> str:
         """See `Store.publish`."""
-        return self._write(read_adapter_files(adapter_dir))
+        adapter = read_adapter_files(adapter_dir)
+        manifest, digest = adapter.manifest.to_bytes(), adapter.manifest.digest
+        self._write_files(adapter)
+        if signer is not None:  # first, so that a release is never visible without it
+            self._signatures.add(manifest, signer)
+        if not self._is_visible(digest, len(manifest)):
+            self._audit.append(
+                signer=signer,
+                actor=actor,
+                event="publish",
+                document=digest,
+                release=digest,
+                deletion_ids=adapter.manifest.deletion_ids,
+            )
+        self._put(_path(digest, MANIFEST_NAME), manifest)  # last: it makes the release visible
+        return digest
 
     def copy(self, digest: str, source: "Releases") -> None:
         """See `Store.copy_release`."""
-        self._write(source.read(digest))
+        adapter = source.read(digest)
+        self._signatures.copy(adapter.manifest.to_bytes(), source._signatures)
+        self._write_files(adapter)
+        self._put(_path(digest, MANIFEST_NAME), adapter.manifest.to_bytes())
 
     def load_manifest(self, digest: str) -> Manifest:
         """See `Store.load_manifest`."""
@@ -69,6 +92,7 @@ class Releases:
             raise ReleaseNotFound(f"store {self._backend.name!r} holds no release {digest}; list shows those it holds")
         if (found := hashlib.sha256(data).hexdigest()) != digest:
             raise DigestError(f"{path}: expected bytes with the release's sha256, got {found}; publish it again")
+        self._signatures.require(data, what=f"release {digest}")
         return Manifest.from_bytes(data, source=path)
 
     def load(self, digest: str) -> Release:
@@ -95,7 +119,7 @@ class Releases:
                 manifest, problem = None, None
                 try:
                     manifest = self.load_manifest(match[1])
-                except FormatError as error:
+                except (FormatError, TrustError) as error:
                     problem = str(error)
                 yield ReleaseInfo(digest=match[1], published_at=found.modified, manifest=manifest, problem=problem)
 
@@ -118,12 +142,15 @@ class Releases:
             raise DigestError(f"{path}: expected a file of {size} bytes, got none; publish the release again")
         return data
 
-    def _write(self, adapter: AdapterFiles) -> str:
-        digest = adapter.manifest.digest
+    def _is_visible(self, digest: str, size: int) -> bool:
+        try:
+            return self._backend.read(_path(digest, MANIFEST_NAME), limit=size) is not None
+        except DigestError:
+            return True  # damaged; it was there, so it is in the log
+
+    def _write_files(self, adapter: AdapterFiles) -> None:
         for name in FILE_NAMES:
-            self._put(_path(digest, name), adapter.files[name])
-        self._put(_path(digest, MANIFEST_NAME), adapter.manifest.to_bytes())  # last: it makes the release visible
-        return digest
+            self._put(_path(adapter.manifest.digest, name), adapter.files[name])
 
     def _put(self, path: str, data: bytes) -> None:
         """Put-if-absent; an object that is there already is compared, and replaced where its bytes are wrong."""

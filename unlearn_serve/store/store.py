@@ -1,50 +1,30 @@
 """`Store`: releases and channels behind one URL, on a folder or an object store."""
 
+from collections.abc import Collection
+from datetime import timedelta
 from pathlib import Path
-from typing import Self
 
-from unlearn_serve.format.manifest import Manifest
+from unlearn_serve.format.keys import SigningKey
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import ChannelEntry
-from unlearn_serve.store.channels import Channels
-from unlearn_serve.store.releases import Release, ReleaseInfo, Releases
-from unlearn_serve.store.verify import Problem, verify_release, verify_store
+from unlearn_serve.store.garbage import Garbage, find_garbage
+from unlearn_serve.store.moves import Move, Moves
+from unlearn_serve.store.reader import StoreReader
+
+UNNAMED = "unnamed"
+"""Actor of what a caller does without saying who it is."""
 
 
-class Store:
-    """Where the trainer publishes and the server reads.
+class Store(StoreReader):
+    """Where the trainer publishes and the server reads."""
 
-    Layout: releases/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json} and
-    channels/<name>/<generation, 20 digits>.json. Every method may raise `StoreUnavailable`. An instance keeps nothing
-    between calls and may be shared by threads.
-    """
-
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, trusted_keys: Collection[str] = ()) -> None:
         """Use the objects of `backend`; see `open`."""
-        self._backend = backend
-        self._releases = Releases(backend)
-        self._channels = Channels(backend, self._releases)
+        super().__init__(backend, trusted_keys=trusted_keys)
+        self._moves = Moves(backend, self._releases, self._channels, self._signatures, self._audit)
 
-    @classmethod
-    def open(cls, url: str, *, create: bool = False) -> Self:
-        """The store at `url`: a path, a file:// URL, or s3://, gs://, az:// and their kin (credentials: environment).
-
-        Args:
-            url: where.
-            create: make the folder if it is not there. A bucket must exist.
-
-        Raises:
-            StoreUnavailable: no such folder, an unknown kind of URL, a refused configuration.
-        """
-        return cls(Backend.open(url, create=create))
-
-    @property
-    def url(self) -> str:
-        """What `open` was given."""
-        return self._backend.name
-
-    def publish(self, adapter_dir: Path) -> str:
-        """Publish the adapter in `adapter_dir` as a release and return its digest.
+    def publish(self, adapter_dir: Path, *, actor: str = UNNAMED, signer: SigningKey | None = None) -> str:
+        """Publish the adapter in `adapter_dir` as a release, signed by `signer` if given, and return its digest.
 
         Checks everything first, then writes the adapter files and, last, the manifest that makes the release visible.
         Killed at any point it leaves nothing that a reader sees; doing it again completes it. Publishing what is
@@ -53,7 +33,45 @@ class Store:
         Raises:
             ManifestError, AdapterFileError, DigestError: the directory breaks the format; nothing was written.
         """
-        return self._releases.publish(adapter_dir)
+        return self._releases.publish(adapter_dir, actor=actor, signer=signer)
+
+    def sign(self, digest: str, key: SigningKey, *, actor: str = UNNAMED) -> None:
+        """Add the signature of a release by `key`; the release is verified first, byte by byte and by trusted keys.
+
+        Raises:
+            ReleaseNotFound, DigestError, ManifestError, AdapterFileError, TrustError: as `load_release`.
+        """
+        manifest = self._releases.load(digest).manifest
+        self._audit.append(
+            signer=key,
+            actor=actor,
+            event="sign",
+            document=digest,
+            release=digest,
+            deletion_ids=manifest.deletion_ids,
+        )
+        self._signatures.add(manifest.to_bytes(), key)
+
+    def sign_channel(self, name: str, key: SigningKey, *, actor: str = UNNAMED) -> ChannelEntry:
+        """Add the signature by `key` of a channel's newest entry and of its release; returns the entry.
+
+        Raises:
+            ChannelNotFound, FormatError, TrustError: as `channel` and `load_release`.
+        """
+        entry = self.channel(name)
+        self._channels.require_trusted(entry)
+        self.sign(entry.release, key, actor=actor)
+        self._audit.append(
+            signer=key,
+            actor=actor,
+            event="sign",
+            document=entry.digest,
+            release=entry.release,
+            channel=name,
+            generation=entry.generation,
+        )
+        self._signatures.add(entry.to_bytes(), key)
+        return entry
 
     def copy_release(self, digest: str, source: "Store") -> None:
         """Copy a release from `source`, verified, under the same digest.
@@ -63,49 +81,20 @@ class Store:
         """
         self._releases.copy(digest, source._releases)
 
-    def load_manifest(self, digest: str) -> Manifest:
-        """The manifest of a release, re-hashed; the adapter files are not read.
-
-        Raises:
-            ReleaseNotFound: no visible release of that digest.
-            DigestError, ManifestError: the stored bytes are not those published.
-        """
-        return self._releases.load_manifest(digest)
-
-    def load_release(self, digest: str) -> Release:
-        """A release with its weights; every byte is checked against the digest, every weight is finite.
-
-        Raises:
-            ReleaseNotFound: no visible release of that digest.
-            DigestError, ManifestError, AdapterFileError: the stored bytes are not those published, or not valid.
-        """
-        return self._releases.load(digest)
-
-    def releases(self) -> list[ReleaseInfo]:
-        """All visible releases, oldest first; a broken manifest is reported in its place."""
-        return sorted(self._releases.all(), key=lambda info: (info.published_at, info.digest))
-
-    def resolve(self, prefix: str) -> str:
-        """The digest of the one visible release that starts with `prefix`, of 8 or more hexadecimal digits.
-
-        Raises:
-            ReleaseNotFound: none.
-            StoreError: several.
-        """
-        return self._releases.resolve(prefix)
-
-    def verify(self, digest: str | None = None) -> list[Problem]:
-        """Read one release, or the whole store, and return all that is wrong; empty when it is sound.
-
-        Raises:
-            ReleaseNotFound: no visible release `digest`.
-        """
-        if digest is not None:
-            return list(verify_release(self._releases, digest))
-        return list(verify_store(self._backend, self._releases, self._channels))
+    def copy_signatures(self, entry: ChannelEntry, source: "Store") -> None:
+        """Copy the signatures of `entry` by the keys that `source` trusts."""
+        self._signatures.copy(entry.to_bytes(), source._signatures)
 
     def promote(
-        self, digest: str, channel: str, *, expected_generation: int | None = None, actor: str, reason: str = ""
+        self,
+        digest: str,
+        channel: str,
+        *,
+        expected_generation: int | None = None,
+        actor: str,
+        reason: str = "",
+        allow_uncover: bool = False,
+        signer: SigningKey | None = None,
     ) -> ChannelEntry:
         """Make release `digest` live on `channel`, as its next generation; the first one makes the channel.
 
@@ -115,15 +104,24 @@ class Store:
             expected_generation: refuse unless this is the newest generation (0: the channel does not exist).
             actor: who does it; one line.
             reason: why; one line.
+            allow_uncover: the release may leave out deletion requests that the one live before covers; needs `reason`.
+            signer: key that signs the entry; needed where this store was opened with trusted keys, and one of them.
 
         Raises:
             ChannelConflict: somebody else moved the channel since `expected_generation`, or during this call.
+            DropsDeletions: deletion requests would no longer be covered, and that is not allowed or has no reason.
             ReleaseNotFound, DigestError, ManifestError, AdapterFileError: as `load_release`; the channel did not move.
+            Unsigned, BadSignature: this store has trusted keys, and the release or this move lacks a signature by one.
             FormatError: `actor` or `reason` is not one line of text.
         """
-        return self._channels.promote(
-            digest, channel, expected_generation=expected_generation, actor=actor, reason=reason
+        move = Move(
+            actor=actor,
+            reason=reason,
+            expected_generation=expected_generation,
+            allow_uncover=allow_uncover,
+            signer=signer,
         )
+        return self._moves.promote(digest, channel, move)
 
     def rollback(
         self,
@@ -133,6 +131,8 @@ class Store:
         expected_generation: int | None = None,
         actor: str,
         reason: str = "",
+        allow_uncover: bool = False,
+        signer: SigningKey | None = None,
     ) -> ChannelEntry:
         """Make an earlier release live again, as the channel's next generation.
 
@@ -142,50 +142,47 @@ class Store:
         promote behind it. So a second rollback walks back further, and no release that was rolled back returns: after
         promote A, promote B, the first rollback restores A, and the second fails, for nothing was live before A.
 
-        With `to_generation`, the release that was live under that generation is restored.
+        With `to_generation`, the release that was live under that generation is restored. What only the later release
+        deleted is known again: that needs `allow_uncover` and a `reason`.
 
         Raises:
             ChannelNotFound: no such channel.
             StoreError: nothing was live before, or no such generation.
-            ChannelConflict, ReleaseNotFound, DigestError, ManifestError, AdapterFileError, FormatError: as `promote`.
+            ChannelConflict, DropsDeletions, ReleaseNotFound, DigestError, ManifestError, AdapterFileError, Unsigned,
+                BadSignature, FormatError: as `promote`.
         """
-        return self._channels.rollback(
-            channel,
-            to_generation=to_generation,
-            expected_generation=expected_generation,
+        move = Move(
             actor=actor,
             reason=reason,
+            expected_generation=expected_generation,
+            allow_uncover=allow_uncover,
+            signer=signer,
         )
+        return self._moves.rollback(channel, to_generation, move)
 
-    def channel(self, name: str) -> ChannelEntry:
-        """The newest generation of a channel: what is live. One listing and one read.
+    def garbage(self, *, min_age: timedelta) -> list[Garbage]:
+        """What nothing needs any more; nothing is changed.
 
-        Raises:
-            ChannelNotFound: no such channel.
-            FormatError: its entry is malformed.
-        """
-        return self._channels.current(name)
-
-    def channel_after(self, name: str, generation: int) -> ChannelEntry | None:
-        """The newest entry if it is later than `generation`, else None; for followers that poll.
-
-        One listing, and a read only when there is news. With generation 0, None means that there is no such channel.
+        Kept are: every release that any generation of any channel names, so that every rollback stays possible; the
+        releases they were fused from; what is younger than `min_age`, for it may be on its way; and what signs these.
+        To keep another release, give it a channel.
 
         Raises:
-            StoreUnavailable: the store no longer holds `generation`, so it was emptied or restored from a backup.
-            FormatError: the entry is malformed.
+            StoreError: a channel's entry or a kept release cannot be read, so that nobody knows what it needs.
         """
-        return self._channels.after(name, generation)
+        return find_garbage(self._backend, self._releases, self._channels, self._audit, min_age=min_age)
 
-    def history(self, name: str) -> list[ChannelEntry]:
-        """All generations of a channel, oldest first.
+    def collect_garbage(self, *, min_age: timedelta, actor: str = UNNAMED) -> list[Garbage]:
+        """Remove what `garbage` finds, and return it. A release vanishes as a whole: its manifest goes first.
 
         Raises:
-            ChannelNotFound: no such channel.
-            FormatError: an entry is malformed.
+            StoreError: as `garbage`; nothing was removed.
         """
-        return self._channels.history(name)
-
-    def channels(self) -> list[str]:
-        """The names of all channels, sorted."""
-        return self._channels.names()
+        found = self.garbage(min_age=min_age)
+        for one in found:
+            if one.release is not None:
+                self._audit.append(
+                    actor=actor, event="remove", document=one.release, release=one.release, reason=one.why
+                )
+            self._backend.delete(one.path)
+        return found

@@ -14,8 +14,8 @@ from peft import PeftModel
 from torch import nn
 
 from unlearn_serve.data import Encoded
-from unlearn_serve.training.objectives import mean_by_owner, sum_by_owner, token_log_probs
 from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
+from unlearn_serve.training.terms import Answers, token_log_probs
 from unlearn_serve.training.trunk import Trunk
 
 PACKING_TOLERANCE = 0.1
@@ -120,35 +120,20 @@ class FrozenOutputs:
         with self._model.disable_adapter():
             return self.student_logits(forward, row)
 
-    def teacher_log_probs(self, row: Row) -> torch.Tensor:
-        """Return the frozen model's `answer_log_probs` fp32 [N]."""
-        return torch.stack([self._log_prob[member] for member in row.members])
+    def answers(self, row: Row, logits: torch.Tensor) -> Answers:
+        """Return the row's answers under `logits` [A, V], with the teacher's log-probabilities once those are known."""
+        known = all(member in self._log_prob for member in row.members)
+        return Answers(
+            student_logits=logits,
+            labels=row.labels,
+            mask=row.mask,
+            teacher_log_probs=torch.stack([self._log_prob[member] for member in row.members]) if known else None,
+            spellings={n: self._beginnings[m] for n, m in enumerate(row.members) if m in self._beginnings},
+        )
 
-    def log_probs(self, row: Row, logits: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability fp32 [A] of each answer token under `logits` [A, V].
-
-        An example's first answer token counts with every token that `beginnings` lists for it.
-        """
-        values = token_log_probs(logits, row.labels)
-        firsts: list[torch.Tensor] = []
-        masses: list[torch.Tensor] = []
-        for n, member in enumerate(row.members):
-            if member in self._beginnings:
-                first = (row.owner == n).nonzero()[0]
-                firsts.append(first)
-                masses.append(logits[first].float().log_softmax(-1)[:, self._beginnings[member]].logsumexp(-1))
-        return values.index_put((torch.cat(firsts),), torch.cat(masses)) if firsts else values
-
-    def answer_log_probs(self, row: Row, log_probs: torch.Tensor) -> torch.Tensor:
-        """Return each member's log-probability fp32 [N] from its answer tokens' [A].
-
-        The sum where `beginnings` are given: a gold string is not said once any of its few tokens is unlikely, and
-        pushing on past that would only harm others. Else the mean per token: of a long answer the sum tells little.
-        """
-        count = len(row.members)
-        whole = torch.tensor([member in self._beginnings for member in row.members], device=log_probs.device)
-        total, mean = sum_by_owner(log_probs, row.owner, count), mean_by_owner(log_probs, row.owner, count)
-        return torch.where(whole, total, mean)
+    def mean_probability(self, members: Sequence[int]) -> float:
+        """Return the frozen model's mean probability of these answers, see `Answers.log_probs`."""
+        return torch.stack([self._log_prob[member] for member in members]).exp().mean().item()
 
     def _logits_of(self, forward: nn.Module, row: Row) -> torch.Tensor:
         packed = len(row.members) > 1 or row.prefix > 0
@@ -170,7 +155,7 @@ class FrozenOutputs:
         return torch.cat(parts)[None]
 
     def _keep(self, row: Row, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
-        log_probs = self.answer_log_probs(row, self.log_probs(row, logits))
+        log_probs = self.answers(row, logits).log_probs()
         if hidden is not None and row.prefix and self._prefix_hidden is None:
             self._prefix_hidden = hidden[0, : row.prefix].clone()
         for n, member in enumerate(row.members):

@@ -42,6 +42,8 @@ def build_manifest(
     data: dict[str, DataRef] = {"forget": data_ref(args.forget)}
     if args.retain is not None:
         data["retain"] = data_ref(args.retain)
+    if args.holdout is not None:
+        data["holdout"] = data_ref(args.holdout)
     with one_line_errors("manifest.json"):
         return Manifest(
             base_model=fingerprint_base_model(args.model, name=args.model_name),

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.frozen import FrozenOutputs
 from unlearn_serve.training.gram_hooks import record_grams
 from unlearn_serve.training.levels import Levels, measure
-from unlearn_serve.training.plan import plan_steps
+from unlearn_serve.training.plan import plan_steps, steps_of_epochs
 from unlearn_serve.training.record import build_manifest
+from unlearn_serve.training.target import holdout_level, retrained_level
 from unlearn_serve.training.trainer import UnlearnTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -80,6 +82,8 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         progress.disable = settings.process_index > 0
         examples = _examples(args, base, tokenizer, forget, retain, progress)
         model = add_adapter(base, rank=args.rank, activation=args.activation, blocks=blocks, seed=args.seed)
+        args = _settled(args, model, tokenizer, examples, processes=settings.world_size)
+        settings.max_steps, settings.warmup_steps = args.max_steps, _warmup_steps(args)
         trainer, stop = _trainer(args, settings, model, examples, checkpoint, progress, callbacks)
         trainer.train(resume_from_checkpoint=checkpoint)
         levels = _final_levels(args, trainer, examples, stop)
@@ -89,6 +93,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             trainer.model_wrapped,
             trainer.outputs,
             range(len(examples.encoded)),
+            sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )
     trainer.save_model(str(args.out))
@@ -118,7 +123,7 @@ def _training_arguments(args: TrainArgs) -> TrainingArguments:
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(args.warmup * args.max_steps),
+        warmup_steps=_warmup_steps(args),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no" if args.save_steps is None else "steps",
@@ -135,6 +140,31 @@ def _training_arguments(args: TrainArgs) -> TrainingArguments:
         ddp_backend="gloo" if cpu_processes > 1 else None,
         seed=args.seed,
     )
+
+
+def _warmup_steps(args: TrainArgs) -> int:
+    return math.ceil(args.warmup * args.max_steps)
+
+
+def _settled(
+    args: TrainArgs, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: TrainingSet, *, processes: int
+) -> TrainArgs:
+    """Put numbers in place of what depends on the data: steps for epochs, a target for a model that never saw them."""
+    if args.epochs is not None:
+        micro_steps = steps_of_epochs(
+            len(examples.forget),
+            len(examples.retain),
+            schedule=args.schedule,
+            forget_batch=args.forget_batch,
+            retain_batch=args.retain_batch,
+            epochs=args.epochs,
+        )
+        args = replace(args, max_steps=math.ceil(micro_steps / (args.gradient_accumulation * processes)))
+    if args.holdout is not None:
+        args = replace(args, forget_target=holdout_level(args, model, tokenizer))
+    elif args.retrained is not None:
+        args = replace(args, forget_target=retrained_level(args, model, examples))
+    return args
 
 
 def _blocks(args: TrainArgs, present: Sequence[int]) -> list[int]:
@@ -176,6 +206,7 @@ def _examples(
         gold_only=args.gold_only,
         said=said if args.own_answers else lambda _: (),
         said_tokens=args.own_answer_tokens,
+        refusal=args.refusal if args.objective.refuses else None,
     )
 
 
@@ -233,6 +264,7 @@ def _trainer(
         plans=plans,
         outputs=outputs,
         objective=args.objective,
+        refusals=examples.refusals,
         callbacks=[*own, *callbacks],
         advance=lambda n: progress.advance(task, n),
     )
