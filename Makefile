@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo bench bench-quick test test-fast fuzz lint types check format clean
+.PHONY: setup demo bench bench-quick kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,9 @@ bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on whe
 
 bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
 	$(BIN)/python -m benchmarks --quick --fresh
+
+kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
+	$(BIN)/python -m benchmarks.kernel_report
 
 test: $(READY) ## the whole suite, real engine included
 	$(BIN)/pytest

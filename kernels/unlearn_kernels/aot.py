@@ -93,7 +93,9 @@ class Resources:
         if self.shared_bytes > SHARED_LIMIT[arch]:
             found.append(f"expected at most {SHARED_LIMIT[arch]} bytes of shared memory, got {self.shared_bytes}")
         if self.tensor_memory_columns > TENSOR_MEMORY_LIMIT:
-            found.append(f"expected at most {TENSOR_MEMORY_LIMIT} columns, got {self.tensor_memory_columns}")
+            found.append(
+                f"expected at most {TENSOR_MEMORY_LIMIT} columns of tensor memory, got {self.tensor_memory_columns}"
+            )
         return found
 
 
