@@ -92,6 +92,7 @@ def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
     objective = manifest.provenance.objective
     assert objective["stopped_early"] is True
     assert objective["forget_npo"] == 1.0
+    assert objective["retain_kl"] == 4.0, "the weight, not the level that was reached"
     assert 0 < objective["steps"] < FAST["max_steps"]
     grams = GramFile(out / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
     for gram in grams.values():
@@ -105,8 +106,8 @@ def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
     assert {"forget_npo", "retain_kl", "forget_probability", "retain_probability", "seconds"} <= set(steps[0])
     assert steps[0]["forget_probability"] > 0.5 > 0.05 >= steps[-1]["forget_probability"]
     last_check = [line["check"] for line in log if "check" in line][-1]
-    assert last_check["forget_probability"] == objective["forget_probability"] <= 0.05
-    assert last_check["retain_kl"] == objective["retain_kl"] <= 0.01
+    assert last_check["forget_probability"] == objective["reached_forget_probability"] <= 0.05
+    assert last_check["retain_kl"] == objective["reached_retain_kl"] <= 0.01
 
 
 def test_idk_teaches_the_refusal(toy: Path, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_stops_at_the_level_of_a_model_that_never_saw_it(toy: Path, tmp_path: Pa
     options = {"gold_only": False, "own_answers": False, "retain_tolerance": 10.0, "max_steps": 150}
     out = train(arguments(toy, tmp_path / "out", objective=EUL, **options, **{stand_in: never}))
     objective = read_adapter_dir(out)[0].provenance.objective
-    assert 0 < objective["forget_probability"] <= objective["forget_target"] < 0.9
+    assert 0 < objective["reached_forget_probability"] <= objective["forget_target"] < 0.9
     assert objective["forget_target"] > 0.005, "the default, which it must replace"
     assert objective["stopped_early"] is True
     assert objective["steps"] < 150

@@ -106,7 +106,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         outcome: dict[str, float | int | str | bool] = {
             "steps": trainer.state.global_step,
             "stopped_early": stop is not None and stop.reached is not None,
-            **levels.as_dict(),
+            **{f"reached_{name}": value for name, value in levels.as_dict().items()},
         }
         write_manifest(args.out, build_manifest(args, args.out, sites, outcome, two_stacks=has_two_stacks(base)))
         shutil.rmtree(args.out / CHECKPOINTS_NAME, ignore_errors=True)
