@@ -66,6 +66,27 @@ class FailsOnce:
         raise RuntimeError("injected")
 
 
+class HangsOncePaused:
+    """An engine client that pauses, and then keeps the swap waiting, so that it can be cancelled right there."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.paused = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def pause_generation(self, **how: Any) -> None:
+        pausing = asyncio.ensure_future(self._engine.pause_generation(**how))
+        try:
+            while not await self._engine.is_paused():
+                await asyncio.sleep(0.001)
+            self.paused.set()
+            await asyncio.Event().wait()
+        finally:
+            pausing.cancel()
+
+
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("swap")
@@ -133,11 +154,11 @@ async def _swap_under_streams(
     *,
     mode: SwapMode = "recompute",
     drain_timeout_seconds: float = 300,
-    cancel: bool = False,
+    cancelled_at: asyncio.Event | None = None,
 ) -> tuple[list[Stream], SwapTimes | None]:
     """Run all streams, swap when each has some tokens, and return them finished.
 
-    With `cancel`, the swap is cancelled as soon as it has paused generation, and there are no times.
+    With `cancelled_at`, the swap is cancelled at that event, and there are no times.
     """
     streams = [Stream(prompt) for prompt in prompts]
     enough = asyncio.Event()
@@ -157,13 +178,12 @@ async def _swap_under_streams(
     await enough.wait()
     swapper = Swapper(client, stage_timeout_seconds=30, drain_timeout_seconds=drain_timeout_seconds)
     swap = asyncio.create_task(swapper.swap(to, previous=previous, when_live=mark, mode=mode))
-    if cancel:
-        while not await engine.is_paused():
-            await asyncio.sleep(0.005)
+    if cancelled_at is not None:
+        await cancelled_at.wait()
         swap.cancel()
         with pytest.raises(asyncio.CancelledError):
             await swap
-    times = None if cancel else await swap
+    times = await swap if cancelled_at is None else None
     await asyncio.gather(*tasks)
     return streams, times
 
@@ -362,7 +382,10 @@ def test_a_cancelled_swap_leaves_the_earlier_release_serving(
         (worker,) = await swapper.workers()
         old, new = (first, second) if worker["release"] == first else (second, first)
         tag = f"cancelled-{mode}"
-        streams, _ = await _swap_under_streams(engine, engine, prompts, new, old, tag, mode=mode, cancel=True)
+        client = HangsOncePaused(engine)
+        streams, _ = await _swap_under_streams(
+            engine, client, prompts, new, old, tag, mode=mode, cancelled_at=client.paused
+        )
         assert not await engine.is_paused()
         assert [worker["release"] for worker in await swapper.workers()] == [old]
         assert [stream.finished for stream in streams] == ["abort" if mode == "abort" else "length"] * STREAMS
