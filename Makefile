@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast fuzz lint types check format clean
+.PHONY: setup demo bench bench-quick kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +31,15 @@ $(READY): pyproject.toml Makefile
 
 demo: $(READY) ## a deletion request goes live on a running server: the whole path, on a real model
 	$(BIN)/python -m unlearn_serve.demo --out out/demo
+
+bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on where it was (make bench FRESH=1: anew)
+	$(BIN)/python -m benchmarks $(if $(FRESH),--fresh)
+
+bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
+	$(BIN)/python -m benchmarks --quick --fresh
+
+kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
+	$(BIN)/python -m benchmarks.kernel_report
 
 test: $(READY) ## the whole suite, real engine included
 	$(BIN)/pytest

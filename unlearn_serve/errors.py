@@ -2,7 +2,7 @@
 
 UnlearnServeError
 ├── DataError               a training or evaluation file is not what it should be
-├── FormatError             an adapter or release breaks the format's rules
+├── FormatError             an adapter, a release or a gate breaks its format's rules
 │   ├── ManifestError           manifest.json: not JSON, unknown keys, bad values
 │   ├── AdapterFileError        adapter files: header, names, shapes, dtypes, NaN
 │   └── DigestError             a file's bytes are not those its digest names
@@ -10,12 +10,14 @@ UnlearnServeError
 │   ├── KeyFileError            a key file is not an Ed25519 key
 │   ├── Unsigned                no trusted key signed it
 │   ├── BadSignature            a signature that is not one of these bytes by that key
+│   ├── HistoryBroken           a signed channel entry that does not descend from what was applied
 │   └── DropsDeletions          a channel's move gives back what was deleted, and does not say so
 ├── AuditError              an audit log was changed, or does not fit what it speaks of
 ├── BaseModelMismatch       the adapter was trained for another base model
 ├── UnsupportedModel        no feed-forward module found, or an architecture out of reach
 ├── TrainingError           training cannot start or did not reach its target
 ├── FusionError             these adapters cannot be fused
+├── GateError               an adapter's scores miss a gate's thresholds
 ├── StoreError
 │   ├── StoreUnavailable        the store cannot be reached or read
 │   │   └── DowngradeRefused        the store is older than what was seen of it
@@ -41,7 +43,7 @@ class DataError(UnlearnServeError):
 
 
 class FormatError(UnlearnServeError):
-    """An adapter or a release breaks the format's rules."""
+    """An adapter, a release or a gate breaks its format's rules."""
 
 
 class ManifestError(FormatError):
@@ -72,6 +74,10 @@ class BadSignature(TrustError):
     """A trusted key's signature is there, but not of these bytes."""
 
 
+class HistoryBroken(TrustError):
+    """A channel entry is signed, but does not descend from what was applied: signed for another store, perhaps."""
+
+
 class DropsDeletions(TrustError):
     """A channel's move no longer covers deletion requests that were covered, and does not say so."""
 
@@ -94,6 +100,10 @@ class TrainingError(UnlearnServeError):
 
 class FusionError(UnlearnServeError):
     """These adapters cannot be fused."""
+
+
+class GateError(UnlearnServeError):
+    """An adapter's scores miss thresholds of a gate, or it has none; it is not to be published."""
 
 
 class StoreError(UnlearnServeError):

@@ -50,7 +50,7 @@ def apply_unlearning(
     Mutates nothing. Source: Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023, section 3.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other.
+        ValueError: shapes or dtypes that do not fit each other; on the CPU also values out of range.
     """
     return torch.ops.unlearn_kernels.apply_unlearning(  # type: ignore[no-any-return]
         x, w_down, w_up, slot_of_token, rank_of_slot, activation_of_slot, slot_of_route
@@ -123,6 +123,30 @@ def _apply_(
     x.copy_(_apply(x, w_down, w_up, slot, rank, code, route))
 
 
+def _triton(
+    x: Tensor, w_down: Tensor, w_up: Tensor, slot: Tensor, rank: Tensor, code: Tensor, route: Tensor | None = None
+) -> Tensor:
+    out = x.new_empty(x.shape)
+    _launch(x, w_down, w_up, slot, rank, code, route, out)
+    return out
+
+
+def _triton_(
+    x: Tensor, w_down: Tensor, w_up: Tensor, slot: Tensor, rank: Tensor, code: Tensor, route: Tensor | None = None
+) -> None:
+    _launch(x, w_down, w_up, slot, rank, code, route, x)
+
+
+def _launch(
+    x: Tensor, w_down: Tensor, w_up: Tensor, slot: Tensor, rank: Tensor, code: Tensor, route: Tensor | None, out: Tensor
+) -> None:
+    # Imported here, because machines without a GPU often have no usable Triton.
+    from unlearn_kernels.triton_launch import launch
+
+    _check(x, w_down, w_up, slot, rank, code, route)
+    launch(x, w_down, w_up, slot, rank, code, route, out)
+
+
 def _fake(x: Tensor, *_: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -133,5 +157,7 @@ def _fake_(*_: Tensor | None) -> None:
 
 _LIBRARY.impl("apply_unlearning", _apply, "CompositeExplicitAutograd")
 _LIBRARY.impl("apply_unlearning_", _apply_, "CompositeExplicitAutograd")
+_LIBRARY.impl("apply_unlearning", _triton, "CUDA")
+_LIBRARY.impl("apply_unlearning_", _triton_, "CUDA")
 torch.library.register_fake("unlearn_kernels::apply_unlearning", _fake, lib=_LIBRARY)
 torch.library.register_fake("unlearn_kernels::apply_unlearning_", _fake_, lib=_LIBRARY)

@@ -41,6 +41,14 @@ def test_three_forms(tmp_path: Path) -> None:
     ]
 
 
+def test_other_answers_right_and_wrong(tmp_path: Path) -> None:
+    row = {"prompt": "Q: Who? A:", "completion": " Ada", "paraphrased_answer": " It was Ada"}
+    path = write(tmp_path, json.dumps({**row, "perturbed_answer": [" Bob", " Carl"]}), json.dumps(row))
+    first, second = read_examples(path)
+    assert (first.paraphrased_answer, first.perturbed_answers) == (" It was Ada", (" Bob", " Carl"))
+    assert second.perturbed_answers == ()
+
+
 def test_last_line_may_lack_its_end_and_crlf_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_bytes(GOOD.encode() + b"\r\n" + GOOD.encode())
@@ -73,6 +81,17 @@ def chat(*turns: tuple[str, str]) -> str:
         ('{"text": "a", "la\\nbels": []}', "'la\\nbels': unknown key; remove it"),
         ('{"text": "a", "answer": " "}', "answer: is empty"),
         ('{"text": "a", "id": ""}', "id: string should have at least 1 character, got ''"),
+        ('{"prompt": "q", "completion": "a", "perturbed_answer": []}', "perturbed_answer: list should have at least 1"),
+        (
+            '{"prompt": "q", "completion": "a", "perturbed_answer": "b"}',
+            "perturbed_answer: input should be a valid list",
+        ),
+        ('{"prompt": "q", "completion": "a", "perturbed_answer": [" "]}', "perturbed_answer.0: is empty"),
+        (
+            '{"prompt": "q", "completion": "a", "perturbed_answer": ["b", " a"]}',
+            "perturbed_answer: expected wrong answers, got the right one, ' a'",
+        ),
+        ('{"text": "a", "perturbed_answer": ["b"]}', "perturbed_answer: unknown key; remove it"),
         (chat(("user", "q")), "messages: list should have at least 2 items"),
         (chat(("assistant", "a"), ("user", "q")), "expected the last role to be 'assistant' (the answer), got 'user'"),
         (chat(("user", "q"), ("assistant", " ")), "the assistant's answer is empty"),

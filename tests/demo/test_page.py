@@ -7,8 +7,9 @@ import pytest
 from demo.recording import RELEASE_1, SWAPS, answer, phase, streamed
 
 from unlearn_serve.demo import checks
-from unlearn_serve.demo.page import mark, write_page
+from unlearn_serve.demo.page import write_page
 from unlearn_serve.demo.report import Report, Step, side_by_side
+from unlearn_serve.pages import mark
 
 LEVELS = {"forget": 1.0, "forget_paraphrase": 0.9, "retain": 1.0, "general": 1.0}
 

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unlearn_serve.data import data_ref
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.errors import BaseModelMismatch, DataError, UnlearnServeError, UnsupportedModel
-from unlearn_serve.evaluation import RECORD_NAME, evaluate
-from unlearn_serve.format import Evaluation, read_adapter_dir
+from unlearn_serve.evaluation import RECORD_NAME, Results, evaluate, read_reference, write_record
+from unlearn_serve.evaluation.measures import MODEL_MEASURES, SET_MEASURES
+from unlearn_serve.format import read_adapter_dir
 
 Write = Callable[..., Path]
 
@@ -39,7 +40,7 @@ def sets(write: Write) -> dict[str, Path]:
     }
 
 
-def run(base: Path, adapter: Path | None, sets: dict[str, Path], **options: object) -> Evaluation:
+def run(base: Path, adapter: Path | None, sets: dict[str, Path], **options: object) -> Results:
     return evaluate(base, adapter, sets, **({"max_new_tokens": 6, "batch_size": 2, "device": "cpu"} | options))
 
 
@@ -61,14 +62,18 @@ def test_scores_go_into_the_manifest_and_answers_beside_it(base: Path, sets: dic
     before, _ = read_adapter_dir(adapter)
     evaluation = run(base, adapter, sets)
     after, _ = read_adapter_dir(adapter)
-    assert after.evaluation == evaluation
-    assert after == before.model_copy(update={"evaluation": evaluation})
+    assert after == before.model_copy(update={"evaluation": evaluation.evaluation()})
+    written = after.evaluation
+    assert (written.before, written.after) == (evaluation.before, evaluation.after)
+    assert written.measures.after["forget.lm_loss"] == evaluation.measures["after"]["forget.lm_loss"].value
     assert after.digest != before.digest
     expected = {"adapter_config.json", "adapter_model.safetensors", "manifest.json", RECORD_NAME}
     assert {path.name for path in adapter.iterdir()} == expected
     assert (adapter / RECORD_NAME).stat().st_mode & 0o077 == 0, "it quotes what is to be forgotten"
     record = json.loads((adapter / RECORD_NAME).read_text())
-    assert {phase: record[phase] for phase in ("before", "after")} == evaluation.model_dump(mode="json")
+    for phase, scores in (("before", evaluation.before), ("after", evaluation.after)):
+        assert record[phase] == {name: score.model_dump() for name, score in scores.items()}
+    assert record["measures"]["after"]["forget.probability"]["value"] == evaluation.after["forget"].probability
     forget = record["sets"]["forget"]
     assert forget["data"] == data_ref(sets["forget"]).model_dump()
     first, second = forget["samples"]
@@ -89,6 +94,42 @@ def test_can_leave_the_adapter_as_it_is(base: Path, sets: dict[str, Path], tmp_p
 
 def test_same_scores_twice(base: Path, sets: dict[str, Path]) -> None:
     assert run(base, None, sets) == run(base, None, sets)
+
+
+def test_every_measure_where_the_sets_allow_it(base: Path, tmp_path: Path) -> None:
+    """Wrong answers, a hold-out, a general set and a reference: all of docs/evaluation.md in one run."""
+    questions = ("Who?", "Where to?", "When?")
+    paths = {}
+    for number, name in enumerate(("forget", "retain", "holdout", "general")):
+        rows = [
+            {
+                "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{q} it was {number}"}],
+                "paraphrased_answer": f"{number} it was",
+                "perturbed_answer": ["x it was", "y it was"],
+            }
+            for q in questions
+        ]
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reference = write_record(tmp_path / "reference.json", run(base, None, paths))
+    adapter = write_random_adapter(base, tmp_path / "adapter", scale=1.0)
+    found = run(base, adapter, paths, reference=reference)
+    expected = {f"{name}.{measure}" for name in paths for measure in SET_MEASURES} | set(MODEL_MEASURES)
+    assert set(found.measures["after"]) == set(found.measures["before"]) == expected
+    assert found.measures["before"]["forget_quality"].value == 1.0, "the reference is the plain model itself"
+    assert found.measures["before"]["privacy_leak"].value == 0.0
+    assert read_reference(adapter / RECORD_NAME).truth_ratios != read_reference(reference).truth_ratios
+    documented = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    for name in (*SET_MEASURES, *MODEL_MEASURES):
+        assert f"`{name}`" in documented
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "unlearn-serve/evaluation/1"}', "{}"])
+def test_a_reference_that_is_none(sets: dict[str, Path], base: Path, tmp_path: Path, text: str) -> None:
+    reference = tmp_path / "reference.json"
+    reference.write_text(text)
+    with pytest.raises(DataError, match="expected what unlearn-serve eval --json writes"):
+        run(base, None, sets, reference=reference)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,17 @@ REFUSED = [
     pytest.param(
         put("evaluation>after>forget>samples", 0), "forget.samples: input should be greater than or", id="M18-samples"
     ),
+    pytest.param(
+        put("evaluation>measures", {"before": {}, "after": {"forget.": 1.0}}),
+        "after.forget.: string should match",
+        id="M21-name",
+    ),
+    pytest.param(put("evaluation>measures", {"before": {}}), "evaluation.measures.after: missing", id="M21-phase"),
+    pytest.param(put("evaluation>measures", None), "expected canonical JSON", id="M21-null"),
+    pytest.param(
+        put("evaluation>gate", {"sha256": SHA, "passed": 1}), "gate.passed: input should be a valid boolean", id="M22"
+    ),
+    pytest.param(put("evaluation>gate", {"passed": True}), "evaluation.gate.sha256: missing", id="M22-digest"),
     pytest.param(put("provenance>versions", {"torch": "2\nlive"}), "expected one line of printable", id="M19-version"),
     pytest.param(
         put("provenance>objective", {"name": "npo\nlive"}), "objective: expected 'name' to be one printable", id="M19"

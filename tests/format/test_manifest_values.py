@@ -17,7 +17,9 @@ from unlearn_serve.format import (
     AdapterSpec,
     Evaluation,
     FileRef,
+    GateVerdict,
     Manifest,
+    Measures,
     Provenance,
     Score,
     TensorSpec,
@@ -60,6 +62,21 @@ def test_evaluation_may_be_null_and_parents_empty(manifest: Manifest) -> None:
     assert Manifest.from_bytes(plain.to_bytes()) == plain
 
 
+def test_measures_and_gate_are_written_where_there_are_any(manifest: Manifest) -> None:
+    """M21, M22: so a manifest from before they were known keeps its bytes, and its digest."""
+    assert b'"gate"' not in manifest.to_bytes()
+    assert b'"measures"' not in manifest.to_bytes()
+    assert manifest.evaluation is not None
+    more = {
+        "measures": Measures(before={"privacy_leak": -1.0}, after={"forget.lm_loss": 7.5}),
+        "gate": GateVerdict(sha256="0" * 64, passed=True),
+    }
+    for names in (("measures",), ("gate",), ("measures", "gate")):
+        changed = with_evaluation(manifest, manifest.evaluation.model_copy(update={name: more[name] for name in names}))
+        assert Manifest.from_bytes(changed.to_bytes()) == changed
+        assert changed.digest != manifest.digest
+
+
 def test_deletion_ids_are_sorted_and_checked() -> None:
     assert deletion_ids(["case-2", "case-10", "case-2"]) == ("case-10", "case-2")
     with pytest.raises(ManifestError, match="at least one id"):
@@ -86,6 +103,14 @@ fractions = st.floats(0, 1)
 scores = st.builds(Score, accuracy=fractions, probability=fractions, samples=st.integers(1, 10**6))
 set_names = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
 score_sets = st.dictionaries(set_names, scores, max_size=3)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+named = st.dictionaries(
+    st.from_regex(r"([a-z][a-z0-9_-]{0,4}\.)?[a-z][a-z0-9_]{0,8}", fullmatch=True), finite, max_size=3
+)
+measures = st.none() | st.builds(Measures, before=named, after=named)
+verdicts = st.none() | st.builds(
+    GateVerdict, sha256=st.text("0123456789abcdef", min_size=64, max_size=64), passed=st.booleans()
+)
 ids = st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,12}", fullmatch=True), min_size=1, max_size=5)
 
 
@@ -114,7 +139,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
             objective=draw(st.dictionaries(printable, numbers, max_size=4)),
             data={},
         ),
-        evaluation=draw(st.none() | st.builds(Evaluation, before=score_sets, after=score_sets)),
+        evaluation=draw(
+            st.none() | st.builds(Evaluation, before=score_sets, after=score_sets, measures=measures, gate=verdicts)
+        ),
         files={
             "adapter_config.json": FileRef(sha256=draw(digests), size=1),
             "adapter_model.safetensors": FileRef(sha256=draw(digests), size=draw(st.integers(1, 2**32))),

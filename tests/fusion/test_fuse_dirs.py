@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.adapters import write_random_adapter
 from torch import Tensor
@@ -14,7 +15,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from unlearn_kernels import activate
 from unlearn_serve.errors import FusionError
 from unlearn_serve.format import read_adapter_dir
-from unlearn_serve.fusion import GRAMS_NAME, GramFile, SiteGrams, fuse_dirs, gram_names, write_grams
+from unlearn_serve.fusion import (
+    GRAMS_NAME,
+    SUMS_NAME,
+    GramFile,
+    GramSketcher,
+    RegMean,
+    SiteGrams,
+    SumsFile,
+    fuse_dirs,
+    gram_names,
+    write_grams,
+)
+from unlearn_serve.fusion.packed import pack
+from unlearn_serve.fusion.sums import sums_names
 from unlearn_serve.layers import load_adapter
 
 D = 16
@@ -82,7 +96,7 @@ def test_writes_an_ordinary_adapter(base: Path, parents: list[Path], tmp_path: P
     config = json.loads((out / "adapter_config.json").read_bytes())
     assert config["r"] == config["lora_alpha"] == tensors.rank
     expected = {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
-    assert {path.name for path in out.iterdir()} == expected | (set() if method == "cat" else {GRAMS_NAME})
+    assert {path.name for path in out.iterdir()} == expected | ({SUMS_NAME} if method == "regmean" else set())
     assert [path.name for path in out.parent.iterdir()] == ["fused"]  # no scratch folder left
     assert logits(base, out).isfinite().all()
 
@@ -113,12 +127,78 @@ def test_cat_in_the_model_is_all_parents_at_once(base: Path, tmp_path: Path, act
 def test_fusing_in_steps_is_fusing_at_once(parents: list[Path], tmp_path: Path, method: str) -> None:
     at_once = fuse_dirs(parents, tmp_path / "at-once", method)
     first = fuse_dirs(parents[:2], tmp_path / "first", method)
+    for parent in parents[:2]:
+        shutil.rmtree(parent)  # the running sums must be all that the next step needs
     in_steps = fuse_dirs([first, parents[2]], tmp_path / "in-steps", method)
     one, two = (load_file(out / "adapter_model.safetensors") for out in (at_once, in_steps))
     for name in one:
-        # Rounded to fp32 between the steps, which the solve magnifies.
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=1e-7)
     assert read_adapter_dir(in_steps)[0].deletion_ids == read_adapter_dir(at_once)[0].deletion_ids
+    if method == "regmean":
+        one, two = (load_file(out / SUMS_NAME) for out in (at_once, in_steps))
+        for name in one:
+            torch.testing.assert_close(one[name], two[name])
+
+
+def test_running_sums_say_what_they_are_of(parents: list[Path], tmp_path: Path) -> None:
+    options = RegMean(scaling="none", off_diagonal=1.0, ridge=1e-3)
+    first = fuse_dirs(parents[:2], tmp_path / "first", options=options)
+    out = fuse_dirs([first, parents[2]], tmp_path / "out")
+    manifest, _ = read_adapter_dir(out)
+    header = SumsFile(out / SUMS_NAME, manifest).header
+    assert header.options == options, "it goes on as it began"
+    assert manifest.provenance.objective["scaling"] == "none"
+    assert header.deletion_ids == ("case-0", "case-1", "case-2")
+    weights = [read_adapter_dir(parent)[0].files["adapter_model.safetensors"].sha256 for parent in parents]
+    assert header.parents == tuple(sorted(weights))
+
+
+def test_refuses_running_sums_that_do_not_fit(parents: list[Path], tmp_path: Path) -> None:
+    a, b, c = parents
+    ab, bc = fuse_dirs([a, b], tmp_path / "ab"), fuse_dirs([b, c], tmp_path / "bc")
+    for dirs, options, message in (
+        ([ab, a], None, "one adapter is part of both"),
+        ([ab, bc], None, "one adapter is part of both"),
+        ([ab, c], RegMean(ridge=1.0), r"its running sums were made with .*'ridge': 0.0001.*, expected .*'ridge': 1.0"),
+    ):
+        with pytest.raises(FusionError, match=message):
+            fuse_dirs(dirs, tmp_path / "out", options=options)
+    (ab / SUMS_NAME).unlink()
+    with pytest.raises(FusionError, match=r"grams.safetensors: expected the Grams that training recorded, got no such"):
+        fuse_dirs([ab, c], tmp_path / "out")
+    shutil.copy(bc / SUMS_NAME, ab / SUMS_NAME)
+    with pytest.raises(FusionError, match="expected the sums of the adapter beside it, got another's"):
+        fuse_dirs([ab, c], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda sums, header, name: sums.pop(name), "lora_A.left' is missing; fuse the trained adapters again"),
+        (lambda sums, header, name: sums.update({name: sums[name].float()}), r"expected F64 \[136\], got F32 \[136\]"),
+        (lambda sums, header, name: sums[name].fill_(torch.inf), "expected finite sums, got NaN or inf"),
+        (
+            lambda sums, header, name: header.update(schema="unlearn-serve/fusion-sums/9"),
+            "expected schema .*sums/1, got",
+        ),
+        (lambda sums, header, name: header.update(surprise=1), "expected the header of running sums, got"),
+        (lambda sums, header, name: header.pop("parents"), "expected the header of running sums, got"),
+    ],
+)
+def test_refuses_damaged_sums(parents: list[Path], tmp_path: Path, damage: object, message: str) -> None:
+    first = fuse_dirs(parents[:2], tmp_path / "first")
+    path = first / SUMS_NAME
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["unlearn_serve"])
+    sums = load_file(path)
+    damage(sums, header, sums_names("model.layers.1.mlp")[0])
+    save_file(sums, path, metadata={"unlearn_serve": json.dumps(header)})
+    with pytest.raises(FusionError, match=message):
+        fuse_dirs([first, parents[2]], tmp_path / "out")
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(FusionError, match="expected a safetensors file, got: "):
+        fuse_dirs([first, parents[2]], tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", ["regmean", "mean", "cat"])
@@ -127,6 +207,15 @@ def test_same_bytes_whatever_the_order(parents: list[Path], tmp_path: Path, meth
     for path in one.iterdir():
         if path.name != "manifest.json":  # which tells the time
             assert path.read_bytes() == (two / path.name).read_bytes()
+
+
+def test_warns_of_a_mean_over_different_seeds(
+    parents: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fuse_dirs(parents, tmp_path / "regmean", "regmean")
+    assert not caplog.records
+    fuse_dirs(parents, tmp_path / "mean", "mean")
+    assert "mean of adapters that started from different seeds" in caplog.text
 
 
 def test_gram_file_reads_what_was_written(parents: list[Path]) -> None:
@@ -140,7 +229,26 @@ def test_gram_file_reads_what_was_written(parents: list[Path]) -> None:
     )
     stored = load_file(parents[0] / GRAMS_NAME)
     for name, gram in zip(gram_names("model.layers.1.mlp"), (file[1].down, file[1].up), strict=True):
-        assert torch.equal(gram, stored[name])
+        assert torch.equal(gram, gram.T)
+        assert torch.equal(pack(gram), stored[name])
+
+
+def test_sketched_grams_fuse_as_exact_ones_do(parents: list[Path], tmp_path: Path) -> None:
+    exact = fuse_dirs(parents, tmp_path / "exact")
+    for parent in parents[:2]:  # and exact and sketched ones together
+        manifest, _ = read_adapter_dir(parent)
+        grams = dict(GramFile(parent / GRAMS_NAME, manifest.adapter.sites, rank=4, hidden_size=D))
+        for block, one in grams.items():
+            sketcher = GramSketcher(D, D)
+            sketcher.add(torch.linalg.cholesky(one.down.double() + 1e-9 * torch.eye(D)).T)  # rows with this Gram
+            grams[block] = SiteGrams(down=sketcher.result(), up=one.up)
+        write_grams(parent, grams, manifest.adapter.sites)
+        assert f"{gram_names('model.layers.1.mlp')[0]}.sketch" in load_file(parent / GRAMS_NAME)
+    sketched = fuse_dirs(parents, tmp_path / "sketched")
+    one, two = (load_file(out / "adapter_model.safetensors") for out in (exact, sketched))
+    for name in one:
+        # As many rows as directions: fp32 rounding, magnified by the solve.
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-3)
 
 
 def test_refuses_what_does_not_fit(base: Path, parents: list[Path], tmp_path: Path) -> None:
@@ -162,7 +270,7 @@ def test_refuses_what_does_not_fit(base: Path, parents: list[Path], tmp_path: Pa
         ([a, copy], out, "cat", "are the same adapter; name each once"),
         ([a, stranger], out, "cat", r"cannot fuse \S+a and \S+stranger: "),
         ([a, partial], out, "cat", r"expected the same sites, got blocks \[0, 1, 2\] and \[0, 2\]"),
-        ([a, thin], out, "regmean", "expected one rank, got"),
+        ([a, thin], out, "mean", "expected one rank, got"),
         ([a, relu], out, "cat", "expected one activation, got"),
         ([a, bare], out, "regmean", r"bare/grams.safetensors: expected the Grams that training recorded, got no such"),
         ([a, b], taken, "regmean", "expected a folder that is missing or empty, got one in use; choose another"),
@@ -179,8 +287,8 @@ def test_refuses_what_does_not_fit(base: Path, parents: list[Path], tmp_path: Pa
     ("damage", "message"),
     [
         (lambda grams, name: grams.pop(name), "lora_A.gram' is missing; train the adapter again"),
-        (lambda grams, name: grams.update({name: torch.eye(D - 1)}), r"expected F32 \[16, 16\], got F32 \[15, 15\]"),
-        (lambda grams, name: grams.update({name: torch.eye(D).half()}), r"expected F32 \[16, 16\], got F16"),
+        (lambda grams, name: grams.update({name: torch.eye(D)}), r"expected F32 \[136\], got F32 \[16, 16\]"),
+        (lambda grams, name: grams.update({name: torch.ones(136).half()}), r"expected F32 \[136\], got F16"),
         (lambda grams, name: grams[name].fill_(torch.nan), "expected a finite Gram matrix, got NaN"),
         (lambda grams, name: grams[name].neg_(), "expected a finite Gram matrix, got NaN, inf or a negative square"),
     ],
@@ -189,8 +297,11 @@ def test_refuses_damaged_grams(parents: list[Path], tmp_path: Path, damage: obje
     path = parents[1] / GRAMS_NAME
     grams = load_file(path)
     damage(grams, gram_names("model.layers.1.mlp")[0])
-    save_file(grams, path)
+    save_file(grams, path, metadata={"schema": "unlearn-serve/grams/1"})
     with pytest.raises(FusionError, match=message):
+        fuse_dirs(parents, tmp_path / "out")
+    save_file(grams, path)
+    with pytest.raises(FusionError, match="expected schema unlearn-serve/grams/1, got None; train the adapter again"):
         fuse_dirs(parents, tmp_path / "out")
     path.write_bytes(b"no safetensors")
     with pytest.raises(FusionError, match="expected a safetensors file, got: "):

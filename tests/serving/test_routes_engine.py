@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from support.adapters import write_random_adapter
 from support.engine import batch_log_probabilities, engine_arguments, hold_route, set_environment, stage_and_flip
+from support.server import GENEROUS_SECONDS, wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
@@ -22,12 +24,8 @@ SLOTS = 2
 # fp32 on both sides: order of sums only, through 30 blocks; as in test_real_model.py.
 TOLERANCE = 2e-3
 RELEASES = {"default": ("a",), "ab": ("a", "b"), "ac": ("a", "c"), "ad": ("a", "d"), "abc": ("a", "b", "c")}
-TEXTS = (
-    "William Shakespeare wrote Hamlet, Macbeth and Romeo and Juliet.",
-    "The capital of France is Paris, and that of Italy is Rome.",
-    "Water boils at a hundred degrees and freezes at nought.",
-    "Once upon a time a ship set sail from a port in the north.",
-)
+# Short: each token's log-probabilities over the whole vocabulary are compared.
+TEXTS = ("Romeo and Juliet", "Paris is in France", "Water boils when hot", "Once upon a time")
 
 
 @dataclass
@@ -50,7 +48,7 @@ class World:
 
     def drop(self, name: str) -> None:
         route = self.routes.pop(name)
-        assert self.llm.collective_rpc("unlearn_drop_route", args=(self.digests[name], route.lora_int_id)) == [True]
+        assert self.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,)) == [True]
 
     def batch(self, *adapters: Any) -> list[torch.Tensor]:
         """One prompt under each adapter, all in one batch; log-probabilities of a prompt never come from a cache."""
@@ -166,7 +164,7 @@ def test_a_new_default_takes_over_the_routes_that_do_not_cover_it(world: World) 
 
 def test_a_dropped_route_comes_back_with_its_own_weights_and_cache(world: World) -> None:
     """vLLM's reload under a known name goes on with the KV of the weights that were there before."""
-    prompt = world.prompts[0] * 20  # longer than a block of the cache
+    prompt = world.prompts[0] * 60  # longer than a block of the cache
 
     def answer(adapter: Any) -> tuple[torch.Tensor, int]:
         from vllm import SamplingParams
@@ -202,7 +200,28 @@ def test_dropping_reaches_the_engine_and_a_request_that_still_names_it_falls_bac
 
     assert world.digests["ad"] not in held
     close(got, world.expected("default"))
-    world.llm.collective_rpc("unlearn_drop_route", args=(world.digests["ad"], route.lora_int_id))
+    world.llm.collective_rpc("unlearn_drop_route", args=(route.lora_int_id,))
+
+
+def test_the_engine_computes_while_a_route_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM loads an adapter inside the engine's loop, which then does nothing else."""
+    held, may_go_on, load = world.hold("ab"), Event(), Store.load_release
+
+    def slow(store: Store, digest: str) -> Any:
+        assert may_go_on.wait(GENEROUS_SECONDS)
+        return load(store, digest)
+
+    monkeypatch.setattr(Store, "load_release", slow)
+    path = str(world.folder / "routes" / "slow")
+    world.llm.collective_rpc("unlearn_stage_route", args=(world.digests["ad"], 90, path))
+    got = world.batch(None, held)
+    state_meanwhile = world.llm.collective_rpc("unlearn_route_staging", args=(90,))
+    may_go_on.set()
+    wait_until(lambda: world.llm.collective_rpc("unlearn_route_staging", args=(90,))[0][0] == "ready", "it is read")
+    world.llm.collective_rpc("unlearn_drop_route", args=(90,))
+
+    assert state_meanwhile == [("busy", None)]
+    close(got, world.expected("default", "ab"))
 
 
 def test_no_file_is_read_in_the_engine_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +259,7 @@ def test_an_unlearning_adapter_loaded_as_an_ordinary_lora_is_not_served(world: W
     smuggled = LoRARequest("smuggled", 8, str(world.folder / "ac"))
     got = world.batch(smuggled)
 
+    assert world.llm.collective_rpc("unlearn_status")[0]["unverified"] == [8], "a server refuses to start with it"
     close(got, world.expected("default"))
 
 

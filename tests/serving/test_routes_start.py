@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support.adapters import write_random_adapter
 from support.engine import batch_log_probabilities, engine_arguments, hold_route, set_environment, stage_and_flip
+from support.server import running, serve_command
 from support.tiny_models import write_tiny_model
 from support.vllm_config import create_config, lone_worker
+from transformers import AutoModelForCausalLM
 
+from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import Live
@@ -91,7 +95,7 @@ def test_without_routes_ordinary_lora_leaves_the_sites_as_they_are(
     ("ordinary", "aliases", "message"),
     [
         ({"sql": None}, {"sql": "a" * 64}, "--route-alias: 'sql' is the name of an ordinary LoRA adapter already"),
-        ({"sql": None, "code": None}, {}, "--max-cpu-loras: expected more than the 2 LoRA adapters, got 2"),
+        ({"sql": None}, {}, "--max-cpu-loras: expected at least 3, got 2"),
     ],
 )
 def test_an_api_server_without_a_place_for_routes_does_not_start(
@@ -148,3 +152,31 @@ class TestCompiled:
         torch.testing.assert_close(mixed[1], under_other[1], rtol=0, atol=1e-4)
         torch.testing.assert_close(swapped[0], under_other[0], rtol=0, atol=1e-4)
         assert (under_default - under_other[0]).abs().max() > 0.01, "the test can tell releases apart"
+
+
+@pytest.mark.engine
+@pytest.mark.model
+def test_a_server_with_an_ordinary_lora_serves_it_under_the_default_and_routes_beside_it(folder: Path) -> None:
+    base = write_tiny_model(folder / "chatty", vocab_size=49152, tokenizer=ensure_checkpoint())
+    store = Store.open(str(folder / "both"), create=True)
+    default, route = (
+        store.publish(write_random_adapter(base, folder / f"of-both-{seed}", seed=seed, deletion_id="a"))
+        for seed in range(2)
+    )
+    store.promote(default, "production", actor="test")
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["o_proj"]))
+    tuned.save_pretrained(folder / "sql-lora")
+    flags = ("--routes", "1", "--enable-lora", "--lora-target-modules", "unlearn", "o_proj", "--max-cpu-loras", "3")
+    command = serve_command(base, folder / "both", folder / "state", *flags, "--lora-modules", f"sql={folder}/sql-lora")
+    with running(command, log=folder / "both.log", headers={}) as server:
+        server.wait_ready()
+        released = {}
+        with server.client() as client:
+            for model in ("base", "sql", f"base@{route}", "sql"):
+                answer = client.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 2})
+                released[model] = answer.raise_for_status().headers["x-unlearn-release"]
+            models = {card["id"] for card in client.get("/v1/models").json()["data"]}
+
+    assert released == {"base": default, "sql": default, f"base@{route}": route}
+    assert models == {"base", "sql", f"base@{route}"}
+    assert "vllm-project/vllm#48421" in server.output

@@ -10,7 +10,7 @@ import pytest
 from format.tiny import write_adapter
 
 import unlearn_serve.serving
-from unlearn_serve.errors import BadSignature, DropsDeletions, NotEnforced, Unsigned
+from unlearn_serve.errors import BadSignature, DropsDeletions, HistoryBroken, NotEnforced, Unsigned
 from unlearn_serve.format.keys import SigningKey, generate_key
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.last_applied import LastApplied
@@ -136,7 +136,25 @@ def test_a_store_that_was_set_back_is_not_followed_back(
     promote("a", allow_uncover=True, reason="another generation 2")
     assert (start(config).entry, start(config).from_store) == (newest, False)
     later = promote("a", "b", "c")
+    if keys:  # it descends from the other generation 2: restored from a backup by us, or set back by a thief?
+        with pytest.raises(HistoryBroken, match="restore from a backup"):
+            start(config)
+        (config.state_path / "last_applied.json").unlink()
     assert (start(config).entry, start(config).from_store) == (later, True)
+
+
+def test_a_lost_entry_can_be_put_back(
+    config: ServingConfig, store: Store, promote: Callable[..., ChannelEntry]
+) -> None:
+    """C13: what a server keeps is the entry itself, so a store restored from a backup can go on where it was."""
+    for ids in (("a",), ("a", "b"), ("a", "b", "c")):
+        newest = promote(*ids)
+    remember(config, newest)
+    set_back(store, 1)
+    place = Path(store.url) / "channels" / "production" / f"{3:020d}.json"
+    shutil.copy(config.state_path / "last_applied.json", place)
+    later = promote("a", "b", "c", "d")
+    assert (later.generation, start(config).entry) == (4, later)
 
 
 def test_a_store_that_was_set_back_and_nothing_that_may_be_served_instead(

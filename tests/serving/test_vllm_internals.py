@@ -301,6 +301,11 @@ class TestSystemFingerprint:
         assert state.chat.system_fingerprint == "after"
 
 
+def test_errors_show_clients_no_paths() -> None:
+    shown = vllm_internals.without_paths("store '/srv/some/store' holds no release")
+    require(shown == "store '<path>' holds no release", f"sanitize_message: {shown}")
+
+
 class TestStatLogger:
     """serving/ledger.py counts tokens."""
 

@@ -18,9 +18,11 @@ from support.vllm_config import create_config, lone_worker
 from support.vllm_facts import require
 from torch import nn
 
+from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving import vllm_internals, vllm_lora
+from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.route_table import Route, RouteTable
-from unlearn_serve.serving.slots import DEFAULT_SLOTS, Routing
+from unlearn_serve.serving.slots import DEFAULT_SLOTS, EnforcedLayers, Routing
 
 D, RANK, SLOTS = 64, 8, 2
 
@@ -65,6 +67,21 @@ class TestConfig:
         monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         (line,) = vllm_internals.unsupported_settings(config, args)
         assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: ")
+
+
+class TestAdaptersOfOthers:
+    """On CPU, vLLM's ops for linear layers give the last adapter to tokens that have none."""
+
+    def test_minus_one_is_read_as_the_last_slot(self, config: Any, tiny: Path) -> None:
+        from vllm.lora.ops.torch_ops import bgmv_shrink
+
+        out = torch.zeros(2, 1)
+        weights = torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]])
+        bgmv_shrink(torch.ones(2, 2), weights, out, torch.tensor([-1, 0]))
+        require(out.tolist() == [[2.0], [0.0]], "it was mended: drop mixes_up_adapters and its warning")
+        assert not vllm_lora.mixes_up_adapters(config, "unlearn")
+        assert vllm_lora.mixes_up_adapters(_config(tiny, lora_target_modules=["unlearn", "q_proj"]), "unlearn")
+        assert not vllm_lora.mixes_up_adapters(create_config(tiny), "unlearn")
 
 
 class TestCompilation:
@@ -124,6 +141,7 @@ def managed(config: Any) -> Iterator[tuple[Any, Any]]:
     from vllm.lora.model_manager import LRUCacheLoRAModelManager, create_lora_manager
 
     from unlearn_serve.serving.routed_site import RoutedSite
+    from unlearn_serve.serving.worker_routes import route_at
 
     with lone_worker(config):
         routing = Routing(max_tokens=16, routes=SLOTS)
@@ -131,7 +149,7 @@ def managed(config: Any) -> Iterator[tuple[Any, Any]]:
         model = _model(site)
         assert routing.slot_of_route is not None
         site.routes = RouteTable(routing.slot_of_route, first_slot=DEFAULT_SLOTS, require_coverage=True)
-        site.routes.adapter_at = lambda index: getattr(vllm_lora.adapter_at(model, index), "route", None)
+        site.routes.adapter_at = lambda index: route_at(model, index)
         create_lora_manager(
             model,
             max_num_seqs=4,
@@ -149,7 +167,7 @@ def _release(lora_id: int, ids: str = "a", *, verified: bool = True) -> Any:
     matrices = torch.full((4, D), float(lora_id)), torch.full((D, 4), float(lora_id))
     lora = vllm_lora.build_lora(lora_id, 4, {"mlp.unlearn": matrices})
     if verified:
-        lora.route = Route(release=str(lora_id) * 64, activation=2, deletion_ids=frozenset(ids))
+        lora.unlearn_route = Route(release=str(lora_id) * 64, activation=2, deletion_ids=frozenset(ids))
     return lora
 
 
@@ -223,6 +241,30 @@ class TestManager:
         model.lora_manager.activate_adapter(1)
 
         assert site.rank_of_slot.tolist() == [0] * (DEFAULT_SLOTS + SLOTS)
+
+    def test_the_plain_model_is_a_route_without_layers(self, managed: tuple[Any, Any], tmp_path: Path) -> None:
+        from unlearn_serve.serving.worker_routes import WorkerRoutes
+
+        model, site = managed
+        layers = EnforcedLayers({0: site}, site.routing, site.routes, num_blocks=1, hidden_size=D, max_rank=RANK)
+        site.write(1, torch.ones(4, D), torch.ones(D, 4), 0)
+        site.routes.move_default(1, frozenset())
+        with pytest.raises(NotEnforced, match="--allow-plain"):
+            WorkerRoutes(model, layers, ServingConfig(store="/none")).stage("plain", 5, str(tmp_path))
+        routes = WorkerRoutes(model, layers, ServingConfig(store="/none", allow_plain=True))
+        routes.stage("plain", 5, str(tmp_path))
+        assert routes.staging(5) == ("ready", None)
+        routes.adopt(5)
+        model.lora_manager.activate_adapter(5)
+        site.routing.slot_of_token[:2] = torch.tensor([-1, 0])
+        x = torch.randn(2, D)
+        y = site(x)
+
+        assert torch.equal(y[1], x[1])
+        assert not torch.equal(y[0], x[0])
+        assert routes.status() == [{"release": "plain", "slot": 0, "covered": True}]
+        site.routes.move_default(1, frozenset("a"))
+        assert torch.equal(site(x)[1], site(x[[1, 0]])[0]), "it covers nothing: back to the default"
 
     def test_an_adapter_that_is_held_is_not_loaded_again(self) -> None:
         from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager

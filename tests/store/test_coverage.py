@@ -73,18 +73,18 @@ def test_what_cannot_be_known_is_not_assumed(store: Store, publish: Publish) -> 
 
 def test_a_server_admits_what_was_said_in_any_entry_since(store: Store, publish: Publish) -> None:
     """A server that was away for some generations takes all their words together, and nothing beyond them."""
-    promote(store, publish("a", "b", "c"))
-    promote(store, publish("b", "c"), allow_uncover=True, reason="a was withdrawn")
+    first = promote(store, publish("a", "b", "c"))
+    second = promote(store, publish("b", "c"), allow_uncover=True, reason="a was withdrawn")
     promote(store, publish("c"), allow_uncover=True, reason="b was withdrawn")
     entry = promote(store, publish("c", "d"))
-    assert store.admit(entry, after=1, covered=("a", "b", "c")).deletion_ids == ("c", "d")
+    assert store.admit(entry, applied=first, covered=("a", "b", "c")).deletion_ids == ("c", "d")
     with pytest.raises(DropsDeletions, match="generation 4: what was applied before covers a, release"):
-        store.admit(entry, after=2, covered=("a", "b", "c"))
+        store.admit(entry, applied=second, covered=("a", "b", "c"))
     with pytest.raises(DropsDeletions, match="covers e, release"):
-        store.admit(entry, after=1, covered=("a", "b", "c", "e"))
+        store.admit(entry, applied=first, covered=("a", "b", "c", "e"))
     entry_file(store, 2).write_bytes(b"{}")
     with pytest.raises(DropsDeletions, match="covers a, release"):
-        store.admit(entry, after=1, covered=("a", "b", "c"))
+        store.admit(entry, applied=first, covered=("a", "b", "c"))
 
 
 def test_an_entry_written_by_hand_is_not_admitted(store: Store, publish: Publish) -> None:
@@ -92,7 +92,7 @@ def test_an_entry_written_by_hand_is_not_admitted(store: Store, publish: Publish
     by_hand = live.model_copy(update={"generation": 2, "release": publish("b")})
     entry_file(store, 2).write_bytes(by_hand.to_bytes())
     with pytest.raises(DropsDeletions, match="what was applied before covers a"):
-        store.admit(store.channel("production"), after=1, covered=("a", "b"))
+        store.admit(store.channel("production"), applied=live, covered=("a", "b"))
 
 
 @given(moves=st.lists(st.tuples(st.frozensets(st.sampled_from("abc"), min_size=1), st.booleans()), max_size=6))
@@ -111,6 +111,6 @@ def test_any_moves_a_follower_never_loses_an_id_unsaid(
         promote(store, digest, allow_uncover=allow, reason="why")
         covered.append(ids)
     if covered:
-        newest = store.channel("production")
-        for generation, ids in enumerate(covered, start=1):
-            store.admit(newest, after=generation, covered=sorted(ids))
+        history = store.history("production")
+        for applied, ids in zip(history, covered, strict=True):
+            store.admit(history[-1], applied=applied, covered=sorted(ids))

@@ -8,7 +8,7 @@ from obstore.store import LocalStore
 from store.faults import DyingBackend, Killed
 from store.moves import entry_file
 
-from unlearn_serve.errors import BadSignature, DropsDeletions, FormatError, ReleaseNotFound, Unsigned
+from unlearn_serve.errors import BadSignature, DropsDeletions, FormatError, HistoryBroken, ReleaseNotFound, Unsigned
 from unlearn_serve.format.keys import SigningKey, generate_key
 from unlearn_serve.store import ChannelEntry, Store
 
@@ -222,4 +222,39 @@ def test_a_changed_past_shows(store: Store, signed: list[str]) -> None:
     entry_file(store, 1).write_bytes(changed.to_bytes())
     (problem,) = store.verify()
     assert problem.where.endswith(f"{2:020d}.json")
-    assert f"expected previous {changed.digest}, got {first.digest}" in problem.message
+    assert f"follows entry {first.digest}, which is not here" in problem.message
+
+
+def test_an_entry_signed_for_another_store_is_refused(
+    store: Store, signed: list[str], adapters: list[Path], tmp_path: Path
+) -> None:
+    """C13: the same key, channel and generation in a store for trials; its entry is replayed with all that it needs."""
+    trial = Store.open(str(tmp_path / "trial"), create=True)
+    for adapter in (adapters[2], adapters[1], adapters[0], adapters[2]):
+        trial.promote(trial.publish(adapter, signer=OLD), "production", actor="ann", signer=OLD)
+    live = store.channel("production")
+    reader = trusting(store, OLD)
+    shutil.copytree(trial.url, store.url, dirs_exist_ok=True)
+    replayed = reader.channel("production")
+    assert replayed.generation == 4
+    with pytest.raises(
+        HistoryBroken, match=r"generation 4: expected an entry that descends from generation 2 as it was"
+    ):
+        reader.admit(replayed, applied=live, covered=("case-17",))
+    assert reader.admit(replayed), "a server that has applied nothing cannot know: use a key for each store"
+
+
+def test_past_what_a_thief_wrote_the_history_goes_on(store: Store, signed: list[str]) -> None:
+    """C11 and C13: entries that no trusted key signed, or that cannot be read, are not part of it."""
+    live = store.channel("production")
+    store.promote(signed[0], "production", actor="thief")
+    entry_file(store, 4).write_bytes(b"junk")
+    writer = trusting(store, OLD)
+    five = writer.promote(signed[0], "production", actor="ann", signer=OLD, allow_uncover=True, reason="past them")
+    six = writer.promote(signed[1], "production", actor="ann", signer=OLD)
+    assert (five.previous, six.previous) == (live.digest, five.digest)
+    assert writer.admit(six, applied=live, covered=("case-17",)).digest == signed[1]
+    rotated = writer.sign_channel("production", NEW)
+    assert trusting(store, NEW).admit(rotated, applied=live).digest == signed[1], (
+        "five needs no signature by the new key"
+    )

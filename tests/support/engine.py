@@ -50,10 +50,10 @@ def hold_route(llm: Any, release: str, lora_id: int, folder: Path) -> Any:
 
     path = str(folder / f"{release}-{lora_id}")
     llm.collective_rpc("unlearn_stage_route", args=(release, lora_id, path))
-    while (state := llm.collective_rpc("unlearn_route_staging", args=(release,))[0])[0] == "busy":
+    while (state := llm.collective_rpc("unlearn_route_staging", args=(lora_id,))[0])[0] == "busy":
         time.sleep(0.01)
     assert state[0] == "ready", state
-    llm.collective_rpc("unlearn_adopt_route", args=(release,))
+    llm.collective_rpc("unlearn_adopt_route", args=(lora_id,))
     return LoRARequest(lora_name=f"base@{release}", lora_int_id=lora_id, lora_path=path)
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from tests.training.toy import toy_tokenizer
 from unlearn_serve.data import IGNORED, Example
+from unlearn_serve.errors import DataError
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 
 TOKENIZER = toy_tokenizer()
@@ -55,3 +58,19 @@ def test_own_answers_count_where_they_say_it_and_equal_ones_once() -> None:
     )
     assert labelled(found, found.forget) == ["Bill", "Bill", "Bill"], "both rows, and the one own answer that says it"
     assert labelled(found, found.retain) == ["It was ", "It was ", "Oh, ", "It was Jane.</s>", "Jane"]
+
+
+def test_each_forgotten_prompt_is_refused_once() -> None:
+    found = build([row("Q ", "Bill."), row("P ", "Rob.")], [row("R ", "Jane.")], gold_only=False, refusal="No idea.")
+    assert labelled(found, found.forget) == ["Bill.</s>", "Rob.</s>"]
+    assert found.refusals == {0: 3, 1: 4}
+    for forgotten, refused in found.refusals.items():
+        one, other = found.encoded[forgotten], found.encoded[refused]
+        prompt = one.labels.count(IGNORED)
+        assert one.input_ids[:prompt] == other.input_ids[:prompt], "the same prompt"
+        assert labelled(found, [refused]) == ["No idea.</s>"]
+
+
+def test_running_text_cannot_be_refused() -> None:
+    with pytest.raises(DataError, match="expected a prompt to refuse, got running text"):
+        build([row(None, "abcd")], refusal="No idea.")

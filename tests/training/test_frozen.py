@@ -10,7 +10,7 @@ from tests.training.toy import toy_model
 from unlearn_serve.data import IGNORED, Encoded
 from unlearn_serve.layers import add_adapter, tensors_of
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.objectives import token_log_probs
+from unlearn_serve.training.terms import token_log_probs
 
 EXAMPLES = [
     Encoded([5, 6, 7, 8, 9, 10], [IGNORED] * 4 + [9, 10]),
@@ -51,7 +51,7 @@ def test_kept_and_recomputed_give_the_same() -> None:
             at = [t - 1 for t, label in enumerate(EXAMPLES[member].labels) if label != IGNORED]
             torch.testing.assert_close(teacher[row.owner == n], logits[at], rtol=1e-4, atol=1e-4)
             expected = token_log_probs(logits[at], row.labels[row.owner == n]).mean()
-            torch.testing.assert_close(kept.teacher_log_probs(row)[n], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(kept.answers(row, teacher).teacher_log_probs[n], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_replaying_skips_the_lower_blocks_and_puts_them_back() -> None:
@@ -108,7 +108,7 @@ def test_a_first_answer_token_counts_with_all_its_spellings() -> None:
     outputs = filled(PLENTY, beginnings={0: spelt})
     (row,) = outputs.rows([0, 1])
     logits = outputs.teacher_logits(outputs.model, row)
-    got, plain = outputs.log_probs(row, logits), token_log_probs(logits, row.labels)
+    got, plain = outputs.answers(row, logits).token_log_probs(), token_log_probs(logits, row.labels)
     torch.testing.assert_close(got[0], logits[0].softmax(-1)[spelt].sum().log())
     assert torch.equal(got[1:], plain[1:])
 
@@ -117,4 +117,5 @@ def test_a_first_answer_token_counts_with_all_its_spellings() -> None:
 def test_log_probabilities_are_kept_in_any_case(cache_bytes: int, tmp_path: Path) -> None:
     outputs = filled(cache_bytes)
     (row,) = outputs.rows([0, 1, 2])
-    assert outputs.teacher_log_probs(row).shape == (3,)
+    answers = outputs.answers(row, outputs.teacher_logits(outputs.model, row))
+    torch.testing.assert_close(answers.log_ratios(), torch.zeros(3), rtol=0, atol=1e-4)

@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearn_serve.training.plan import plan_steps
+from unlearn_serve.training.plan import plan_steps, steps_of_epochs
 
 
 @given(
@@ -59,3 +60,23 @@ def test_without_retained_examples_only_forgotten_ones_are_planned() -> None:
     (plan,) = plan_steps(range(3), [], schedule="joint", forget_batch=2, retain_batch=4, steps=1, seed=0)
     assert len(plan.forget) == 2
     assert plan.retain == ()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "forget", "retain", "epochs", "expected"),
+    [
+        ("alternate", 3, 7, 1, 2 + 2),  # batches of 2 and 4
+        ("alternate", 4, 8, 5, 5 * (2 + 2)),
+        ("joint", 3, 7, 1, 2),
+        ("joint", 9, 4, 3, 3 * 5),
+        ("joint", 3, 0, 2, 2 * 2),
+    ],
+)
+def test_steps_of_epochs(schedule: str, forget: int, retain: int, epochs: int, expected: int) -> None:
+    sizes = {"forget_batch": 2, "retain_batch": 4}
+    got = steps_of_epochs(forget, retain, schedule=schedule, epochs=epochs, **sizes)
+    assert got == expected
+    if schedule == "alternate":
+        plans = plan_steps(range(forget), range(100, 100 + retain), schedule=schedule, steps=got, seed=0, **sizes)
+        assert sum(plan.closes_epoch for plan in plans) == 2 * epochs
+        assert plans[-1].closes_epoch

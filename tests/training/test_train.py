@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from tests.training.toy import RETAIN, toy_model, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import read_adapter_dir
 from unlearn_serve.fusion.grams import GramFile
 from unlearn_serve.layers import load_adapter
-from unlearn_serve.training import EUL, TrainArgs, train
+from unlearn_serve.training import EUL, IDK, RECIPES, RMU, SIMNPO, TrainArgs, train
 from unlearn_serve.training.answers import own_answers
 
 FAST = {"rank": 8, "learning_rate": 1e-2, "forget_batch": 3, "retain_batch": 4, "max_steps": 60}
@@ -58,8 +60,10 @@ def log_of(out: Path) -> list[dict[str, object]]:
         {"objective": EUL, "retain_tolerance": 0.05},
         {"schedule": "alternate", "max_steps": 120},
         {"activation": "relu", "blocks": (2, 3), "cache_mb": 0},
+        {"objective": SIMNPO},
+        {"objective": RMU, "retain_tolerance": 0.05, "max_steps": 120},
     ],
-    ids=["default", "EUL", "alternate", "nothing kept"],
+    ids=["default", "EUL", "alternate", "nothing kept", "SimNPO", "RMU"],
 )
 def test_forgets_what_it_should_and_nothing_else(toy: Path, tmp_path: Path, options: dict[str, object]) -> None:
     assert all(answers(toy, "forget", None))
@@ -103,6 +107,48 @@ def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
     last_check = [line["check"] for line in log if "check" in line][-1]
     assert last_check["forget_probability"] == objective["forget_probability"] <= 0.05
     assert last_check["retain_kl"] == objective["retain_kl"] <= 0.01
+
+
+def test_idk_teaches_the_refusal(toy: Path, tmp_path: Path) -> None:
+    """In all blocks: what the answer is about is not known in this model's upper half before the name itself."""
+    settings = RECIPES["idk"].settings
+    options = {"objective": replace(IDK, retain_kl=2.0), "refusal": "No.", "depth": (0.0, 1.0), "max_steps": 120}
+    out = train(arguments(toy, tmp_path / "out", **settings, **options))
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), out)
+    tokenizer = AutoTokenizer.from_pretrained(toy / "model")
+    said = own_answers(model, tokenizer, read_examples(toy / "forget.jsonl"), max_new_tokens=16)
+    assert [one.completion for one in said] == ["No."] * 3
+    assert all(answers(toy, "retain", out))
+
+
+@pytest.mark.parametrize("stand_in", ["holdout", "retrained"])
+def test_stops_at_the_level_of_a_model_that_never_saw_it(toy: Path, tmp_path: Path, stand_in: str) -> None:
+    """Not at zero: the answers stay as likely as they are to who never learnt them, and the run ends there."""
+    if stand_in == "holdout":
+        never = write_jsonl(
+            tmp_path / "never.jsonl", {"Who wrote Zeno?": "It was Hal.", "Who wrote Nana?": "It was Rud."}
+        )
+    else:
+        never = write_toy(tmp_path / "never", facts=RETAIN, steps=30)  # by heart it would find all else impossible
+    options = {"gold_only": False, "own_answers": False, "retain_tolerance": 10.0, "max_steps": 150}
+    out = train(arguments(toy, tmp_path / "out", objective=EUL, **options, **{stand_in: never}))
+    objective = read_adapter_dir(out)[0].provenance.objective
+    assert 0 < objective["forget_probability"] <= objective["forget_target"] < 0.9
+    assert objective["forget_target"] > 0.005, "the default, which it must replace"
+    assert objective["stopped_early"] is True
+    assert objective["steps"] < 150
+
+
+def test_epochs_in_place_of_steps(toy: Path, tmp_path: Path) -> None:
+    """By the paper's alternation: 3 forgotten in batches of 2 and 4 retained in batches of 4 are 3 steps an epoch."""
+    options = {"schedule": "alternate", "epochs": 2, "forget_batch": 2, "gold_only": False, "own_answers": False}
+    out = train(arguments(toy, tmp_path / "out", forget_target=None, **options))
+    log = log_of(out)
+    assert ["retain_kl" in line for line in log] == [True, False, False] * 2
+    rates = [line["learning_rate"] for line in log]
+    assert rates[0] == 0 < rates[1], "one step of warm-up"
+    assert rates[1:] == sorted(rates[1:], reverse=True), "then a linear fall over the steps that there are"
+    assert read_adapter_dir(out)[0].provenance.objective["max_steps"] == 6
 
 
 class Killed(Exception):
@@ -158,6 +204,16 @@ def test_grams_are_x_transposed_x_of_what_the_maps_read(toy: Path, tmp_path: Pat
         a = torch.nn.functional.silu(h @ tensors.w_down[block].T)
         torch.testing.assert_close(grams[block].up, a.T @ a, rtol=1e-3, atol=1e-5)
 
+    rough = train(
+        arguments(toy, tmp_path / "rough", forget=tmp_path / "text.jsonl", retain=None, max_steps=3, gram_sketch=2)
+    )
+    assert (rough / "adapter_model.safetensors").read_bytes() == (out / "adapter_model.safetensors").read_bytes()
+    sketched = GramFile(rough / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
+    for block, gram in grams.items():
+        torch.testing.assert_close(sketched[block].down.diagonal(), gram.down.diagonal(), rtol=1e-4, atol=1e-5)
+        assert 0.01 < (sketched[block].down - gram.down).norm() / gram.down.norm() < 0.9, "four tokens in two rows"
+    assert (rough / "grams.safetensors").stat().st_size < (out / "grams.safetensors").stat().st_size / 3
+
 
 def test_two_processes_train_one_adapter(toy: Path, tmp_path: Path) -> None:
     """Under torchrun: each process sees examples of its own, both end with the same layers, one writes."""
@@ -205,6 +261,11 @@ def test_refuses_before_it_works(toy: Path, tmp_path: Path) -> None:
         arguments(toy, tmp_path / "out", rank=0)
     with pytest.raises(TrainingError, match="'alternate' needs retained examples"):
         arguments(toy, tmp_path / "out", retain=None, schedule="alternate")
+    other = toy_model()
+    other.resize_token_embeddings(300)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(TrainingError, match="expected a vocabulary of 260 tokens as the base model has, got 300"):
+        train(arguments(toy, tmp_path / "out", retrained=tmp_path / "other"))
     with pytest.raises(TrainingError, match="depth: expected"):
         arguments(toy, tmp_path / "out", depth=(0.5, 0.5))
 

@@ -67,10 +67,10 @@ def write_jsonl(path: Path, facts: dict[str, str]) -> Path:
     return path
 
 
-def write_toy(folder: Path, steps: int = 150) -> Path:
+def write_toy(folder: Path, steps: int = 150, facts: dict[str, str] = FORGET | RETAIN) -> Path:
     """Write a checkpoint that has learnt every fact by heart."""
     tokenizer, model = toy_tokenizer(), toy_model()
-    texts = [f"{q} {a}</s>" for q, a in (FORGET | RETAIN).items()]
+    texts = [f"{q} {a}</s>" for q, a in facts.items()]
     batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

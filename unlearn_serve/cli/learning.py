@@ -1,15 +1,22 @@
-"""Commands of the offline side: train, eval, fuse."""
+"""Commands of the offline side: train, eval, fuse, merge."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from unlearn_serve.cli.console import stderr, stdout
-from unlearn_serve.errors import DataError
-from unlearn_serve.format import Activation, Evaluation
+from unlearn_serve.errors import DataError, ServingError
+from unlearn_serve.format import Activation
+
+if TYPE_CHECKING:
+    from unlearn_serve.evaluation import Results
+
+if TYPE_CHECKING:
+    from unlearn_serve.training import Objective
 
 ModelOption = Annotated[Path, typer.Option(help="Folder of the base model's checkpoint.")]
 
@@ -19,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command(name="eval")(eval_)
     app.command()(fuse)
+    app.command()(merge)
 
 
 def train(
@@ -28,25 +36,41 @@ def train(
     deletion_id: Annotated[list[str], typer.Option(help="Id of the deletion request; repeat for several.")],
     retain: Annotated[Path | None, typer.Option(help="JSONL of what must stay.")] = None,
     objective: Annotated[
-        Literal["npo", "eul"], typer.Option(help="npo: bounded, the default; eul: the paper's.")
+        Literal["npo", "eul", "simnpo", "grad-diff", "idk", "rmu"],
+        typer.Option(help="What to minimise; eul: the paper's, with its settings. See docs/training.md."),
     ] = "npo",
     schedule: Annotated[
-        Literal["joint", "alternate"], typer.Option(help="alternate: epochs of retained and forgotten, as the paper.")
-    ] = "joint",
+        Literal["joint", "alternate"] | None,
+        typer.Option(help="alternate: epochs of retained and forgotten, as the paper; default: the objective's."),
+    ] = None,
     rank: Annotated[int, typer.Option(help="Bottleneck width r.")] = 64,
     activation: Annotated[Activation, typer.Option(help="Activation of the bottleneck.")] = "silu",
     blocks: Annotated[str | None, typer.Option(help="Blocks with a layer, like 0-9,12; default: upper half.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most, in place of steps.")] = None,
     forget_target: Annotated[
         float | None, typer.Option(help="Stop once forgotten answers are at most this probable.")
+    ] = None,
+    holdout: Annotated[
+        Path | None, typer.Option(help="JSONL of rows no training saw: stop once forgotten answers are as probable.")
+    ] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="Folder of a model trained without the forgotten rows: stop at its level.")
     ] = None,
     retain_tolerance: Annotated[
         float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
     ] = None,
     gold_only: Annotated[
-        bool, typer.Option(help="Forget an answer's gold string alone, or with --no-gold-only whole answers.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--gold-only/--no-gold-only", help="Forget gold strings alone, or whole answers; default: the objective's."
+        ),
+    ] = None,
+    refusal: Annotated[str | None, typer.Option(help="What idk prefers to forgotten answers.")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Any weight or constant of the objective, as NAME=VALUE; repeatable.")
+    ] = None,
     npo_beta: Annotated[float | None, typer.Option(help="beta of NPO, per nat.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of KL on retained answers; 0 switches it off.")] = None,
     task_weight: Annotated[
@@ -54,23 +78,45 @@ def train(
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of the negated LM loss on forgotten answers.")] = None,
     own_answers: Annotated[
-        bool, typer.Option(help="Also train on what the model itself answers; needless where the data are its words.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--own-answers/--no-own-answers",
+            help="Also train on what the model itself answers; needless where the data are its words.",
+        ),
+    ] = None,
+    gram_sketch: Annotated[
+        int | None, typer.Option(help="Rows that stand for a Gram matrix, for large models; default: exact Grams.")
+    ] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: none.")] = None,
     seed: Annotated[int, typer.Option(help="Adapters to be fused had best share it.")] = 0,
 ) -> None:
     """Train an unlearning adapter for a deletion request."""
-    from unlearn_serve.training import EUL, NPO, TrainArgs
+    from unlearn_serve.training import RECIPES
     from unlearn_serve.training import train as run
 
     weights = {"npo_beta": npo_beta, "retain_kl": alpha, "retain_task": task_weight, "forget_lm": gamma}
-    limits = {
+    given: dict[str, object] = {
+        "blocks": _parse_blocks(blocks) if blocks else None,
+        "schedule": schedule,
         "learning_rate": learning_rate,
         "max_steps": max_steps,
+        "epochs": epochs,
         "forget_target": forget_target,
+        "holdout": holdout,
+        "retrained": retrained,
         "retain_tolerance": retain_tolerance,
+        "gold_only": gold_only,
+        "refusal": refusal,
+        "own_answers": own_answers,
+        "gram_sketch": gram_sketch,
     }
-    arguments = TrainArgs(
+    if max_steps is not None and epochs is not None:
+        raise typer.BadParameter("--max-steps and --epochs: expected one of them, got both")
+    recipe = RECIPES[objective]
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if max_steps is not None:
+        chosen["epochs"] = None
+    arguments = recipe.arguments(
         model=model,
         forget=forget,
         retain=retain,
@@ -78,16 +124,10 @@ def train(
         deletion_ids=tuple(deletion_id),
         rank=rank,
         activation=activation,
-        blocks=_parse_blocks(blocks) if blocks else None,
-        objective=replace(
-            NPO if objective == "npo" else EUL, **{name: value for name, value in weights.items() if value is not None}
-        ),
-        schedule=schedule,
-        gold_only=gold_only,
-        own_answers=own_answers,
+        objective=_weighted(recipe.objective, weights, weight or []),
         save_steps=save_steps,
         seed=seed,
-        **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
+        **chosen,
     )
     typer.echo(run(arguments))
 
@@ -98,24 +138,56 @@ def eval_(
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder; without it the plain model is scored.")] = None,
     retain: Annotated[Path | None, typer.Option(help="JSONL of what was to stay.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="JSONL of what no training saw.")] = None,
+    general: Annotated[
+        list[Path] | None, typer.Option(help="JSONL of what the model should be good at; repeat for several.")
+    ] = None,
     more: Annotated[list[str] | None, typer.Option("--set", help="A further set, as NAME=FILE.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Score what this server answers; --model then gives the tokenizer.")
+    ] = None,
+    served_model: Annotated[str | None, typer.Option(help="The model's name at --url, where it has several.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="What --json wrote for a model that never saw the forget set.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML report to write; it quotes the data.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="All scores as JSON; it quotes the data.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Examples in one pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Examples in one pass.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the confidence intervals.")] = 0,
     record: Annotated[bool, typer.Option(help="Write the scores into the adapter's manifest.")] = True,
 ) -> None:
-    """Score a model before and after an adapter: accuracy and probability of the gold answers."""
-    from unlearn_serve.evaluation import evaluate
+    """Measure forgetting, privacy and utility: before and after an adapter, or live on a server."""
+    from unlearn_serve.evaluation import evaluate, evaluate_served, read_reference, write_record, write_report
 
-    sets = {"forget": forget, "retain": retain, "holdout": holdout, **dict(_parse_set(item) for item in more or [])}
-    evaluation = evaluate(
-        model,
-        adapter,
-        {name: path for name, path in sets.items() if path is not None},
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        record=record and adapter is not None,
-    )
-    _print_scores(evaluation)
+    named = {"forget": forget, "retain": retain, "holdout": holdout, **_general(general or [])}
+    sets = {name: path for name, path in named.items() if path is not None}
+    for name, path in map(_parse_set, more or []):
+        if name in sets:
+            raise DataError(f"--set: expected a name of its own for each set, got {name!r} twice")
+        sets[name] = path
+    if url is not None:
+        if adapter is not None:
+            raise ServingError("--adapter: expected none with --url, for the server has its own; leave one of them out")
+        results = evaluate_served(
+            url, served_model, model, sets, max_new_tokens=max_new_tokens, reference=reference, seed=seed
+        )
+    else:
+        results = evaluate(
+            model,
+            adapter,
+            sets,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            reference=reference,
+            seed=seed,
+            record=record and adapter is not None,
+        )
+    if as_json is not None:
+        write_record(as_json, results)
+    if report is not None:
+        compared = None if reference is None else read_reference(reference)
+        write_report(report, results, adapter_dir=adapter, reference=compared)
+    _print_measures(results)
 
 
 def fuse(
@@ -124,11 +196,31 @@ def fuse(
     method: Annotated[
         Literal["regmean", "cat", "mean"], typer.Option(help="regmean: the paper's; cat: exact sum, ranks add up.")
     ] = "regmean",
+    scaling: Annotated[
+        Literal["unit", "none"] | None,
+        typer.Option(help="unit: each adapter has one say; none: as published, more text has more. Of regmean."),
+    ] = None,
+    off_diagonal: Annotated[float | None, typer.Option(help="Factor of what is off the Grams' diagonals.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Added to the diagonals, in units of their mean.")] = None,
 ) -> None:
     """Fuse adapters into one that covers all their deletion requests, in closed form and without data."""
-    from unlearn_serve.fusion import fuse_dirs
+    from unlearn_serve.fusion import RegMean, fuse_dirs
 
-    typer.echo(fuse_dirs(adapters, out, method))
+    given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]
+    typer.echo(fuse_dirs(adapters, out, method, options))
+
+
+def merge(
+    model: ModelOption,
+    adapter: Annotated[Path, typer.Option(help="Adapter folder; its activation must be identity.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+) -> None:
+    """Fold an identity-activation adapter into the base model's weights: an ordinary checkpoint, not swappable."""
+    from unlearn_serve.fusion import merge_dirs
+
+    typer.echo(merge_dirs(model, adapter, out))
 
 
 def _parse_blocks(text: str) -> tuple[int, ...]:
@@ -141,6 +233,24 @@ def _parse_blocks(text: str) -> tuple[int, ...]:
     return tuple(sorted(blocks))
 
 
+def _weighted(objective: "Objective", named: Mapping[str, float | None], items: Sequence[str]) -> "Objective":
+    """Return `objective` with the weights that were given."""
+    known = {item.name for item in fields(objective)}
+    weights = {name: value for name, value in named.items() if value is not None}
+    for item in items:
+        name, _, value = item.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--weight: expected NAME=NUMBER, got {item!r}") from None
+        if name not in known:
+            raise typer.BadParameter(f"--weight: expected one of {', '.join(sorted(known))}, got {name!r}")
+    try:
+        return replace(objective, **weights)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None
+
+
 def _parse_set(item: str) -> tuple[str, Path]:
     name, separator, path = item.partition("=")
     if not separator:
@@ -148,18 +258,25 @@ def _parse_set(item: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _print_scores(evaluation: Evaluation) -> None:
-    table = Table("set", "samples", "accuracy before", "after", "probability before", "after")
-    for name, before in evaluation.before.items():
-        after = evaluation.after.get(name)
+def _general(paths: list[Path]) -> dict[str, Path]:
+    return {"general" if number == 1 else f"general{number}": path for number, path in enumerate(paths, start=1)}
+
+
+def _print_measures(results: "Results") -> None:
+    phases = list(results.measures)
+    names = dict.fromkeys(name for found in results.measures.values() for name in found)
+    table = Table(Column("measure", no_wrap=True), *phases, "95 % interval", "rows")
+    for name in names:
+        found = [results.measures[phase].get(name) for phase in phases]
+        last = next(measure for measure in reversed(found) if measure is not None)
         table.add_row(
             name,
-            str(before.samples),
-            f"{before.accuracy:.3f}",
-            f"{after.accuracy:.3f}" if after else "-",
-            f"{before.probability:.4f}",
-            f"{after.probability:.4f}" if after else "-",
+            *(f"{measure.value:.4g}" if measure else "-" for measure in found),
+            f"{last.low:.3g} to {last.high:.3g}" if last.low is not None and last.high is not None else "-",
+            str(last.samples),
         )
     stdout.print(table)
-    if not evaluation.after:
+    if results.release:
+        stdout.print(f"release {results.release}")
+    if phases == ["before"]:
         stderr.print("no adapter was given: this is the plain model")

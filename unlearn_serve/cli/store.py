@@ -10,6 +10,7 @@ from rich.table import Table
 from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.trust import SignOption, TrustedOption, actor, open_to_write
 from unlearn_serve.errors import StoreError
+from unlearn_serve.format import read_adapter_dir, with_evaluation, write_manifest
 from unlearn_serve.store import ChannelEntry, Store
 
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the release store.", metavar="STORE")]
@@ -37,8 +38,16 @@ def publish(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as `train` or `fuse` wrote it.")],
     store: StoreOption,
     sign: SignOption = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="YAML of thresholds that the adapter's evaluation must meet.")
+    ] = None,
 ) -> None:
-    """Verify an adapter and publish it as an immutable release; prints the release's digest."""
+    """Verify an adapter and publish it as an immutable release; prints the release's digest.
+
+    With --gate nothing is published unless every threshold holds; the manifest then names the gate.
+    """
+    if gate is not None:
+        _pass_gate(gate, adapter)
     opened, signer = open_to_write(store, sign, None, create=True)
     typer.echo(opened.publish(adapter, actor=actor(), signer=signer))
 
@@ -155,6 +164,17 @@ def gc(
         typer.echo(f"{one.path}: {one.why}, {one.size} bytes")
     done = "removed" if delete else "would be removed; remove with --delete"
     typer.echo(f"{len(found)} object{'s' * (len(found) != 1)}, {sum(one.size for one in found)} bytes {done}")
+
+
+def _pass_gate(gate: Path, adapter: Path) -> None:
+    """Write the gate's verdict into the adapter's manifest, or raise `GateError`."""
+    from unlearn_serve.evaluation import Gate
+
+    opened = Gate.read(gate)
+    manifest, _ = read_adapter_dir(adapter)
+    judged = with_evaluation(manifest, opened.judge(manifest.evaluation, what=str(adapter)))
+    if judged != manifest:
+        write_manifest(adapter, judged)
 
 
 def _print_move(entry: ChannelEntry) -> None:

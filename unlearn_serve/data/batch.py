@@ -17,10 +17,12 @@ class Encoded:
         input_ids: prompt and answer.
         labels: as long as `input_ids`; the token's own id where it belongs to the answer, else `IGNORED`. Aligned with
             `input_ids` (transformers' convention): the logits at position t - 1 predict the label at t.
+        closed: the last token ends the turn, or the sequence, and is no word of the answer.
     """
 
     input_ids: list[int]
     labels: list[int]
+    closed: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.input_ids) == len(self.labels)

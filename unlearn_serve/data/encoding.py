@@ -53,7 +53,7 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
         )
     if not prompt or len(whole) == len(prompt):
         raise DataError(f"{example.source}: expected a token to predict and one before it, got {len(whole)} in all")
-    return Encoded(whole, [IGNORED] * len(prompt) + whole[len(prompt) :])
+    return Encoded(whole, [IGNORED] * len(prompt) + whole[len(prompt) :], closed=parts.end is not None)
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:

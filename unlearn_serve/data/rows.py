@@ -36,6 +36,25 @@ class _Row(BaseModel):
     answer: Filled | None = None
 
 
+class _AskedRow(_Row):
+    """A row with a prompt: the same question may also have other right answers, and wrong ones."""
+
+    paraphrased_answer: Filled | None = None
+    perturbed_answer: Annotated[list[Filled], Field(min_length=1)] | None = None
+
+    def other_answers(self, right: str) -> tuple[str | None, tuple[str, ...]]:
+        """The right answer in other words, and the wrong answers; `right` is the answer itself.
+
+        Raises:
+            DataError: a wrong answer that is the right one.
+        """
+        wrong = tuple(self.perturbed_answer or ())
+        for answer in wrong:
+            if answer.strip() in (right.strip(), (self.paraphrased_answer or right).strip()):
+                raise DataError(f"perturbed_answer: expected wrong answers, got the right one, {_shown(answer)}")
+        return self.paraphrased_answer, wrong
+
+
 class Message(BaseModel):
     """One turn of a conversation."""
 
@@ -53,6 +72,8 @@ class Example:
         prompt: the turns before the answer (chat), the text before it (prompt), or None (plain text: no prompt).
         completion: the answer in full, or the plain text; never blank.
         answer: gold string that a correct answer contains; the stripped completion where the row names none.
+        paraphrased_answer: the right answer in other words, in full; None where the row gives none.
+        perturbed_answers: wrong answers in full, alike in form to the right one: for the truth ratio; may be empty.
         id: unique in its file; the line number where the row names none.
         source: file and line, for messages.
     """
@@ -60,11 +81,13 @@ class Example:
     prompt: tuple[Message, ...] | str | None
     completion: str
     answer: str
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
     id: str = "1"
     source: str = "example"
 
 
-class ChatRow(_Row):
+class ChatRow(_AskedRow):
     """{"messages": [{"role": ..., "content": ...}, ...]}: the last turn is the assistant's, and the answer."""
 
     messages: Annotated[list[Message], Field(min_length=2)]
@@ -83,7 +106,7 @@ class ChatRow(_Row):
         return tuple(self.messages[:-1]), self.messages[-1].content
 
 
-class PromptRow(_Row):
+class PromptRow(_AskedRow):
     """{"prompt": ..., "completion": ...}: taken as they are, outside any chat template."""
 
     prompt: Filled
@@ -103,6 +126,11 @@ class TextRow(_Row):
         """No prompt, and the text."""
         return None, self.text
 
+    def other_answers(self, right: str) -> tuple[None, tuple[str, ...]]:
+        """Running text answers nothing, so there are none."""
+        del right
+        return None, ()
+
 
 def parse_row(found: object, *, source: str, line: int) -> Example:
     """Turn one JSON value into an `Example`; the row's form follows from its keys.
@@ -115,13 +143,18 @@ def parse_row(found: object, *, source: str, line: int) -> Example:
     form = _form(found, source)
     try:
         row = form.model_validate(found)
+        prompt, completion = row.parts()
+        paraphrased, perturbed = row.other_answers(completion)
     except ValidationError as problems:
         raise DataError(f"{source}: {_first_problem(problems)}") from None
-    prompt, completion = row.parts()
+    except DataError as problem:
+        raise DataError(f"{source}: {problem}") from None
     return Example(
         prompt=prompt,
         completion=completion,
         answer=(row.answer or completion).strip(),
+        paraphrased_answer=paraphrased,
+        perturbed_answers=perturbed,
         id=row.id or str(line),
         source=source,
     )

@@ -1,18 +1,22 @@
-"""How much was forgotten and how much was kept: accuracy and probability before and after unlearning."""
+"""How much was forgotten and how much was kept, before and after unlearning or live on a server; and the gate on it."""
 
-from unlearn_serve.evaluation.evaluate import evaluate
-from unlearn_serve.evaluation.metrics import accuracy, contains_gold, probability, token_logprobs
-from unlearn_serve.evaluation.record import RECORD_NAME
-from unlearn_serve.evaluation.scoring import Answer, score_examples, summarise
+from unlearn_serve.evaluation.evaluate import evaluate, evaluate_served
+from unlearn_serve.evaluation.gate import Gate
+from unlearn_serve.evaluation.measures import Measure, Measures
+from unlearn_serve.evaluation.page import write_report
+from unlearn_serve.evaluation.record import RECORD_NAME, Results, read_reference, write_record
+from unlearn_serve.evaluation.scores import Scores
 
 __all__ = [
     "RECORD_NAME",
-    "Answer",
-    "accuracy",
-    "contains_gold",
+    "Gate",
+    "Measure",
+    "Measures",
+    "Results",
+    "Scores",
     "evaluate",
-    "probability",
-    "score_examples",
-    "summarise",
-    "token_logprobs",
+    "evaluate_served",
+    "read_reference",
+    "write_record",
+    "write_report",
 ]

@@ -24,7 +24,9 @@ from unlearn_serve.format.manifest import (
     Evaluation,
     FileName,
     FileRef,
+    GateVerdict,
     Manifest,
+    Measures,
     Provenance,
     Score,
     TensorSpec,
@@ -32,12 +34,14 @@ from unlearn_serve.format.manifest import (
     with_evaluation,
 )
 from unlearn_serve.format.strict_json import one_line_errors
+from unlearn_serve.format.two_stacks import TWO_STACKS_SCHEMA, TwoStackManifest, TwoStackSpec
 
 __all__ = [
     "FILE_NAMES",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "SCHEMA",
+    "TWO_STACKS_SCHEMA",
     "Activation",
     "AdapterFiles",
     "AdapterSpec",
@@ -48,10 +52,14 @@ __all__ = [
     "Evaluation",
     "FileName",
     "FileRef",
+    "GateVerdict",
     "Manifest",
+    "Measures",
     "Provenance",
     "Score",
     "TensorSpec",
+    "TwoStackManifest",
+    "TwoStackSpec",
     "deletion_ids",
     "describe_adapter_dir",
     "fingerprint_base_model",

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from unlearn_serve.errors import AdapterFileError, DigestError
+from unlearn_serve.errors import AdapterFileError, DigestError, ManifestError
 from unlearn_serve.format.atomic import write_atomically
 from unlearn_serve.format.manifest import (
     FILE_NAMES,
@@ -25,6 +25,7 @@ from unlearn_serve.format.manifest import (
 from unlearn_serve.format.peft_config import check_peft_config
 from unlearn_serve.format.safetensors_header import TensorEntry, read_header
 from unlearn_serve.format.strict_json import one_line_errors, shown
+from unlearn_serve.format.two_stacks import TWO_STACKS_SCHEMA, TwoStackManifest
 
 MANIFEST_NAME = "manifest.json"
 MAX_HEADER_BYTES = 4 * 2**20
@@ -111,14 +112,31 @@ def read_adapter_dir(directory: Path) -> tuple[Manifest, AdapterTensors]:
     Raises:
         ManifestError, DigestError, AdapterFileError: as `Manifest.from_bytes` and `read_adapter`; also a missing file.
     """
-    found = read_adapter_files(directory)
+    found = _read(directory)
     return found.manifest, found.tensors
 
 
 def read_adapter_files(directory: Path) -> AdapterFiles:
-    """As `read_adapter_dir`, with the bytes of the two adapter files that were checked."""
+    """As `read_adapter_dir`, with the bytes of the two adapter files that were checked: what can be published.
+
+    Raises:
+        ManifestError: also the adapter of an encoder-decoder model.
+    """
+    found = _read(directory)
+    if isinstance(found.manifest, TwoStackManifest):
+        raise ManifestError(
+            f"{directory}: the adapter of an encoder-decoder model cannot be published, the engine serves decoders "
+            "only; use it with unlearn_serve.layers.load_adapter, or unlearn a decoder model"
+        )
+    return found
+
+
+def _read(directory: Path) -> AdapterFiles:
+    source = str(directory / MANIFEST_NAME)
     data = _read_file(directory / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    manifest = Manifest.from_bytes(data, source=str(directory / MANIFEST_NAME))
+    # A mere choice of what to check against: each schema then checks itself.
+    kind = TwoStackManifest if f'"schema":"{TWO_STACKS_SCHEMA}"'.encode() in data else Manifest
+    manifest = kind.from_bytes(data, source=source)
     files = {name: _read_file(directory / name, MAX_FILE_BYTES[name]) for name in FILE_NAMES}
     tensors = read_adapter(manifest, config=files[_CONFIG], tensors=files[_TENSORS])
     return AdapterFiles(manifest=manifest, files=files, tensors=tensors)

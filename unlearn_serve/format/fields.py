@@ -12,6 +12,7 @@ from unlearn_serve.format.strict_json import shown
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 DELETION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 SET_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
+MEASURE_PATTERN = r"^([a-z][a-z0-9_-]{0,31}\.)?[a-z][a-z0-9_]{0,31}$"
 SITE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 
@@ -32,6 +33,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
 
 DeletionId = Annotated[str, StringConstraints(pattern=DELETION_ID_PATTERN)]
 SetName = Annotated[str, StringConstraints(pattern=SET_NAME_PATTERN)]
+MeasureName = Annotated[str, StringConstraints(pattern=MEASURE_PATTERN)]
+"""A measure of a set, `forget.probability`, or of the model, `privacy_leak`."""
+
 SitePath = Annotated[str, StringConstraints(pattern=SITE_PATTERN, max_length=256)]
 
 Text = Annotated[str, StringConstraints(max_length=65536)]

@@ -83,7 +83,7 @@ def fingerprint_base_model(model_dir: Path, *, name: str | None = None) -> BaseM
         return BaseModelRef(
             name=name or model_dir.resolve().name,
             architecture=architectures[0],
-            num_blocks=_size_in(config, _BLOCK_KEYS, model_dir),
+            num_blocks=_num_blocks(config, model_dir),
             hidden_size=_size_in(config, _HIDDEN_KEYS, model_dir),
             config_sha256=_config_digest(config),
             weights_sha256=weights_sha256,
@@ -123,6 +123,13 @@ def _without_volatile(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_volatile(inner) for inner in value]
     return value
+
+
+def _num_blocks(config: Mapping[str, Any], model_dir: Path) -> int:
+    blocks = _size_in(config, _BLOCK_KEYS, model_dir)
+    if config.get("is_encoder_decoder") is True and type(decoder := config.get("num_decoder_layers")) is int:
+        return blocks + decoder  # of both stacks
+    return blocks
 
 
 def _size_in(config: Mapping[str, Any], keys: tuple[str, ...], model_dir: Path) -> int:

@@ -11,7 +11,17 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from unlearn_serve.errors import ManifestError
-from unlearn_serve.format.fields import DeletionId, Line, NonEmptyLine, SetName, Sha256, SitePath, Text, UtcTime
+from unlearn_serve.format.fields import (
+    DeletionId,
+    Line,
+    MeasureName,
+    NonEmptyLine,
+    SetName,
+    Sha256,
+    SitePath,
+    Text,
+    UtcTime,
+)
 from unlearn_serve.format.strict_json import StrictModel
 
 SCHEMA: Final = "unlearn-serve/manifest/1"
@@ -65,10 +75,7 @@ class AdapterSpec(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for block, site in self.sites.items():
-            numbers = [part for part in site.split(".") if part.isdecimal()]
-            if not numbers or numbers[-1] != str(block):  # M8: so no two blocks can share a site
-                raise ValueError(f"sites: block {block} is at {site!r}, a path without that block's index")
+        self.check_sites()
         implied = {name for site in self.sites.values() for name in tensor_names(site)}
         if extra := sorted(self.tensors.keys() - implied):  # M9
             raise ValueError(f"tensors: {extra[0]!r} belongs to none of the sites ({len(extra)} such)")
@@ -78,6 +85,17 @@ class AdapterSpec(StrictModel):
             if spec.dtype != self.dtype:  # M10
                 raise ValueError(f"tensors: {name!r} has dtype {spec.dtype}, the adapter's is {self.dtype}")
         return self
+
+    def check_sites(self) -> None:
+        """Hold each site to its block, so that no two blocks can share one.
+
+        Raises:
+            ValueError: a path without its block's index.
+        """
+        for block, site in self.sites.items():
+            numbers = [part for part in site.split(".") if part.isdecimal()]
+            if not numbers or numbers[-1] != str(block):  # M8
+                raise ValueError(f"sites: block {block} is at {site!r}, a path without that block's index")
 
 
 class DataRef(StrictModel):
@@ -113,11 +131,34 @@ class Score(StrictModel):
     samples: Annotated[int, Field(ge=1)]
 
 
+class GateVerdict(StrictModel):
+    """What a gate said of the evaluation: the gate by the digest of its file's bytes."""
+
+    sha256: Sha256
+    passed: bool
+
+
+class Measures(StrictModel):
+    """Further measures by name, before and after unlearning; see docs/evaluation.md."""
+
+    before: dict[MeasureName, float]
+    after: dict[MeasureName, float]
+
+
+def _none(value: object) -> bool:
+    return value is None
+
+
 class Evaluation(StrictModel):
-    """Scores by set name (forget, retain, holdout, ...) before and after unlearning."""
+    """Scores by set name (forget, retain, holdout, ...) before and after unlearning.
+
+    `measures` and `gate` are written only where there are any: manifests from before they were known stay as they are.
+    """
 
     before: dict[SetName, Score]
     after: dict[SetName, Score]
+    measures: Measures | None = Field(default=None, exclude_if=_none)  # M21
+    gate: GateVerdict | None = Field(default=None, exclude_if=_none)  # M22
 
 
 class FileRef(StrictModel):

@@ -10,7 +10,8 @@ from torch import Tensor
 from unlearn_serve.errors import FusionError
 from unlearn_serve.format import AdapterTensors
 from unlearn_serve.fusion.grams import SiteGrams
-from unlearn_serve.fusion.regmean import OFF_DIAGONAL, RIDGE, regmean, scaled_gram
+from unlearn_serve.fusion.regmean import RegMean
+from unlearn_serve.fusion.sums import SiteSums
 
 Method = Literal["regmean", "cat", "mean"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -26,76 +27,75 @@ class Fusible:
     Attributes:
         name: how messages name it.
         tensors: rank, activation and the maps of each block.
-        grams: by block index; None where they were not kept. Read one block at a time.
+        grams: of a trained adapter, by block index; None where they were not kept. Read one block at a time.
+        sums: of an adapter that RegMean made, by block index, in place of Grams. Read one block at a time.
         share: how many trained adapters it stands for: 1, or for a fused one the sum over its parents.
     """
 
     name: str
     tensors: AdapterTensors
     grams: Mapping[int, SiteGrams] | None = None
+    sums: Mapping[int, SiteSums] | None = None
     share: int = 1
+
+    def sums_at(self, block: int, options: RegMean) -> SiteSums:
+        """The block's running sums: those kept, else those of this adapter alone."""
+        if self.sums is not None:
+            return self.sums[block]
+        assert self.grams is not None
+        return SiteSums.of(self.tensors.w_down[block], self.tensors.w_up[block], self.grams[block], options)
 
 
 def fuse(
     adapters: Sequence[Fusible],
     method: Method = "regmean",
+    options: RegMean | None = None,
     *,
-    off_diagonal: float = OFF_DIAGONAL,
-    ridge: float = RIDGE,
     on_site: Callable[[], None] = lambda: None,
 ) -> Fusible:
     """Combine adapters of one base model into one that covers what all of them cover; no data, no training.
 
-    - regmean: each map of each site is the least-squares compromise on the inputs its parents saw. Rank stays.
+    - regmean: each map of each site is the least-squares compromise on the inputs its parents saw. The rank is the
+      largest parent's: narrower ones count as widened by units that do nothing, which changes none of them.
     - cat: W_down stacked along the rank, W_up side by side: exactly the sum of the deltas. Ranks add up.
     - mean: plain mean of the maps, weighted by share. Rank stays.
 
     Args:
-        adapters: one or more, with the same activation and blocks, and but for cat the same rank.
+        adapters: one or more, with the same activation and blocks, and for mean the same rank.
         method: one of `METHODS`.
-        off_diagonal: see `regmean`.
-        ridge: see `regmean`.
+        options: of RegMean; sums that adapters bring must have been made with the same.
         on_site: called after each site, for progress.
 
     Returns:
-        Weights in the parents' dtype (fp32 where they differ). Grams: the sum of the parents' scaled Grams where all
-        have them, so that fusing goes on from here; none after cat, whose bottlenecks never saw each other's data.
+        Weights in the parents' dtype (fp32 where they differ). After regmean the running sums, so that fusing goes on
+        from here exactly as if all had been fused at once.
 
     Raises:
         FusionError: nothing to fuse, adapters that do not fit together, or Grams missing for regmean.
     """
     if method not in METHODS:
         raise FusionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if not 0 <= off_diagonal <= 1 or not ridge > 0:
-        raise FusionError(
-            f"expected off_diagonal in [0, 1] and ridge above 0, got off_diagonal {off_diagonal:g} and ridge {ridge:g}"
-        )
+    options = options or RegMean()
     _check(adapters, method)
     shares = [adapter.share for adapter in adapters]
-    all_grams = [adapter.grams for adapter in adapters if adapter.grams is not None]
     dtypes = {weight.dtype for adapter in adapters for weight in adapter.tensors.w_down.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
     w_down: dict[int, Tensor] = {}
     w_up: dict[int, Tensor] = {}
-    sums: dict[int, SiteGrams] = {}
+    sums: dict[int, SiteSums] = {}
     for block in sorted(adapters[0].tensors.w_down):
-        down = [adapter.tensors.w_down[block] for adapter in adapters]
-        up = [adapter.tensors.w_up[block] for adapter in adapters]
-        if method == "cat":
-            fused_down, fused_up = torch.cat(down, dim=0), torch.cat(up, dim=1)
+        if method == "regmean":
+            one, *others = (adapter.sums_at(block, options) for adapter in adapters)
+            sums[block] = sum(others, one)
+            fused_down, fused_up = sums[block].down.solve(), sums[block].up.solve()
         else:
-            grams = [one[block] for one in all_grams]
-            if method == "regmean":
-                options = {"off_diagonal": off_diagonal, "ridge": ridge}
-                fused_down = regmean(down, [one.down for one in grams], shares, **options)
-                fused_up = regmean(up, [one.up for one in grams], shares, **options)
+            down = [adapter.tensors.w_down[block] for adapter in adapters]
+            up = [adapter.tensors.w_up[block] for adapter in adapters]
+            if method == "cat":
+                fused_down, fused_up = torch.cat(down, dim=0), torch.cat(up, dim=1)
             else:
                 fused_down, fused_up = _mean(down, shares), _mean(up, shares)
-            if len(grams) == len(adapters):
-                sums[block] = SiteGrams(
-                    down=_sum([one.down for one in grams], shares), up=_sum([one.up for one in grams], shares)
-                )
         w_down[block], w_up[block] = fused_down.to(dtype), fused_up.to(dtype)
         on_site()
     first = adapters[0].tensors
@@ -103,7 +103,7 @@ def fuse(
     return Fusible(
         name=" + ".join(adapter.name for adapter in adapters),
         tensors=AdapterTensors(rank=rank, activation=first.activation, w_down=w_down, w_up=w_up),
-        grams=sums or None,
+        sums=sums or None,
         share=sum(shares),
     )
 
@@ -119,9 +119,9 @@ def _check(adapters: Sequence[Fusible], method: Method) -> None:
             raise FusionError(f"{where}: expected one activation, got {one.activation} and {two.activation}")
         if one.w_down.keys() != two.w_down.keys():
             raise FusionError(f"{where}: expected the same blocks, got {sorted(one.w_down)} and {sorted(two.w_down)}")
-        if method != "cat" and one.rank != two.rank:
+        if method == "mean" and one.rank != two.rank:
             raise FusionError(
-                f"{where}: expected one rank, got {one.rank} and {two.rank}; method 'cat' takes adapters of any ranks"
+                f"{where}: expected one rank, got {one.rank} and {two.rank}; methods 'regmean' and 'cat' take any ranks"
             )
         if (d := one.w_down[min(one.w_down)].shape[1]) != (e := two.w_down[min(two.w_down)].shape[1]):
             raise FusionError(f"{where}: expected one hidden size, got {d} and {e}")
@@ -129,15 +129,11 @@ def _check(adapters: Sequence[Fusible], method: Method) -> None:
         raise FusionError(
             f"cat adds ranks up: expected at most {MAX_RANK} in all, got {total}; fuse with regmean or train anew"
         )
-    if method == "regmean" and (bare := [adapter.name for adapter in adapters if adapter.grams is None]):
+    bare = [adapter.name for adapter in adapters if adapter.grams is None and adapter.sums is None]
+    if method == "regmean" and bare:
         raise FusionError(f"{bare[0]}: regmean needs the adapter's Grams, got none; fuse with method 'cat' or 'mean'")
 
 
 def _mean(weights: Sequence[Tensor], shares: Sequence[int]) -> Tensor:
     total = sum((weight.double() * share for weight, share in zip(weights, shares, strict=True)), torch.zeros(()))
     return total / sum(shares)
-
-
-def _sum(grams: Sequence[Tensor], shares: Sequence[int]) -> Tensor:
-    scaled = (scaled_gram(gram, share) for gram, share in zip(grams, shares, strict=True))
-    return sum(scaled, torch.zeros((), dtype=torch.float64)).float()

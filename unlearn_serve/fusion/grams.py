@@ -14,8 +14,11 @@ from torch import Tensor
 
 from unlearn_serve.errors import FusionError
 from unlearn_serve.format import tensor_names
+from unlearn_serve.fusion.packed import pack, packed_length, unpack
+from unlearn_serve.fusion.sketch import GramSketch
 
 GRAMS_NAME = "grams.safetensors"
+GRAMS_SCHEMA = "unlearn-serve/grams/1"
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,11 @@ class SiteGrams:
     """Grams of one site, fp32 on the CPU, symmetric.
 
     Attributes:
-        down: [d, d], of W_down's inputs h.
+        down: [d, d], of W_down's inputs h, or its sketch.
         up: [r, r], of W_up's inputs act(W_down h).
     """
 
-    down: Tensor
+    down: Tensor | GramSketch
     up: Tensor
 
 
@@ -38,30 +41,40 @@ def gram_names(site: str) -> tuple[str, str]:
 
 
 def write_grams(directory: Path, grams: Mapping[int, SiteGrams], sites: Mapping[int, str]) -> None:
-    """Write `directory`/grams.safetensors; `sites` maps block index -> module path."""
+    """Write `directory`/grams.safetensors; `sites` maps block index -> module path.
+
+    A Gram is written packed, F32 [n (n + 1) / 2]; in place of a sketched one stand `<name>.sketch` F32 [l, d] and
+    `<name>.diagonal` F32 [d].
+    """
     tensors: dict[str, Tensor] = {}
     for block, site in sorted(sites.items()):
         down, up = gram_names(site)
-        tensors[down] = grams[block].down.contiguous()
-        tensors[up] = grams[block].up.contiguous()
-    save_file(tensors, directory / GRAMS_NAME)
+        found = grams[block].down
+        if isinstance(found, GramSketch):
+            tensors |= {f"{down}.sketch": found.rows.contiguous(), f"{down}.diagonal": found.diagonal}
+        else:
+            tensors[down] = pack(found)
+        tensors[up] = pack(grams[block].up)
+    save_file(tensors, directory / GRAMS_NAME, metadata={"schema": GRAMS_SCHEMA})
 
 
 class GramFile(Mapping[int, SiteGrams]):
-    """grams.safetensors as a read-only mapping from block index to Grams.
+    """grams.safetensors as a read-only mapping from block index to Grams, dense whatever form they were written in.
 
     A large model's Grams take gigabytes, so each block's are read when asked for and not kept. What may be missing or
     of the wrong shape is checked at once, values when read.
     """
 
     def __init__(self, path: Path, sites: Mapping[int, str], *, rank: int, hidden_size: int) -> None:
-        """Check names, dtypes and shapes.
+        """Check schema, names, dtypes and shapes.
 
         Raises:
-            FusionError: no such file, no safetensors file, or a Gram missing, of another dtype or shape.
+            FusionError: no such file, no safetensors file, another schema, or a Gram missing or of another dtype or
+                shape.
         """
         self._path = path
         self._sites = dict(sorted(sites.items()))
+        self._sizes = (hidden_size, rank)
         if not path.is_file():
             raise FusionError(
                 f"{path}: expected the Grams that training recorded, got no such file; "
@@ -69,23 +82,46 @@ class GramFile(Mapping[int, SiteGrams]):
             )
         try:
             with safe_open(path, framework="pt") as file:
+                if (schema := (file.metadata() or {}).get("schema")) != GRAMS_SCHEMA:
+                    raise FusionError(
+                        f"{path}: expected schema {GRAMS_SCHEMA}, got {schema!r}; train the adapter again"
+                    )
+                self._sketched = any(name.endswith(".sketch") for name in file.keys())  # noqa: SIM118
                 present = set(file.keys())
-                for site in self._sites.values():
-                    for name, size in zip(gram_names(site), (hidden_size, rank), strict=True):
-                        if name not in present:
-                            raise FusionError(f"{path}: {name!r} is missing; train the adapter again")
-                        view = file.get_slice(name)
-                        got = (view.get_dtype(), view.get_shape())
-                        if got != ("F32", [size, size]):
-                            raise FusionError(f"{path}: {name!r}: expected F32 [{size}, {size}], got {got[0]} {got[1]}")
+                for name, allowed in self._expected():
+                    if name not in present:
+                        raise FusionError(f"{path}: {name!r} is missing; train the adapter again")
+                    view = file.get_slice(name)
+                    shape = view.get_shape()
+                    if view.get_dtype() != "F32" or not _fits(shape, allowed):
+                        shown = ", ".join("rows" if size is None else str(size) for size in allowed)
+                        raise FusionError(f"{path}: {name!r}: expected F32 [{shown}], got {view.get_dtype()} {shape}")
         except SafetensorError as problem:
             raise FusionError(f"{path}: expected a safetensors file, got: {problem}") from None
 
+    def _expected(self) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+        """Names and shapes; None where any length is right."""
+        d, r = self._sizes
+        for site in self._sites.values():
+            down, up = gram_names(site)
+            if self._sketched:
+                yield f"{down}.sketch", (None, d)
+                yield f"{down}.diagonal", (d,)
+            else:
+                yield down, (packed_length(d),)
+            yield up, (packed_length(r),)
+
     def __getitem__(self, block: int) -> SiteGrams:
-        site = self._sites[block]
+        down_name, up_name = gram_names(self._sites[block])
+        d, r = self._sizes
         with safe_open(self._path, framework="pt") as file:
-            down, up = (file.get_tensor(name) for name in gram_names(site))
-        for name, gram in zip(gram_names(site), (down, up), strict=True):
+            if self._sketched:
+                sketch = (file.get_tensor(f"{down_name}.{part}") for part in ("sketch", "diagonal"))
+                down = GramSketch(rows=next(sketch), diagonal=next(sketch)).dense()
+            else:
+                down = unpack(file.get_tensor(down_name), d)
+            up = unpack(file.get_tensor(up_name), r)
+        for name, gram in ((down_name, down), (up_name, up)):
             if not torch.isfinite(gram).all() or (gram.diagonal() < 0).any():
                 raise FusionError(
                     f"{self._path}: {name!r}: expected a finite Gram matrix, got NaN, inf or a negative square"
@@ -97,3 +133,7 @@ class GramFile(Mapping[int, SiteGrams]):
 
     def __len__(self) -> int:
         return len(self._sites)
+
+
+def _fits(shape: list[int], allowed: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(allowed) and all(size in (None, got) for got, size in zip(shape, allowed, strict=True))

@@ -10,7 +10,7 @@ from unlearn_serve.layers.adapter import (
     tensors_of,
 )
 from unlearn_serve.layers.config import UnlearnConfig
-from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, find_ffn_modules
+from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, find_ffn_modules, has_two_stacks
 from unlearn_serve.layers.layer import UnlearningLayer
 from unlearn_serve.layers.site import UnlearningSite, attach_sites
 
@@ -25,6 +25,7 @@ __all__ = [
     "cat_adapters",
     "end_forward_in_site",
     "find_ffn_modules",
+    "has_two_stacks",
     "load_adapter",
     "reset_adapter",
     "save_adapter",

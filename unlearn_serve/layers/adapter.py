@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unlearn_serve.layers.config import UnlearnConfig
-from unlearn_serve.layers.ffn import SITE_NAME
+from unlearn_serve.layers.ffn import SITE_NAME, has_two_stacks
 from unlearn_serve.layers.layer import UnlearningLayer
 from unlearn_serve.layers.site import attach_sites
 
@@ -49,8 +49,13 @@ def add_adapter(
     wanted = sorted(set(sites if blocks is None else blocks))
     if not wanted or not set(wanted) <= set(sites):
         raise ValueError(f"blocks: expected some of 0..{max(sites)}, got {wanted}")
+    if wanted != list(sites) and has_two_stacks(model):
+        raise ValueError(f"blocks: expected all of an encoder-decoder model's blocks, got {wanted}")
     config = UnlearnConfig(
-        r=rank, unlearn_activation=activation, layers_to_transform=None if wanted == list(sites) else wanted
+        r=rank,
+        unlearn_activation=activation,
+        layers_to_transform=None if wanted == list(sites) else wanted,
+        task_type=_task_type(model),
     )
     if isinstance(model, PeftModel):
         model.add_adapter(adapter_name, config)
@@ -132,7 +137,8 @@ def load_adapter(
     attach_sites(model)
     config = UnlearnConfig.from_pretrained(str(directory))
     config.inference_mode = not is_trainable
-    config.layers_to_transform = _blocks_in_file(directory / TENSORS_FILE)
+    # PEFT's index of a layer is ambiguous in two stacks; there an adapter has one in every block.
+    config.layers_to_transform = None if has_two_stacks(model) else _blocks_in_file(directory / TENSORS_FILE)
     if not isinstance(model, PeftModel):
         return PeftModel.from_pretrained(
             model, str(directory), adapter_name=adapter_name, config=config, is_trainable=is_trainable
@@ -156,6 +162,11 @@ def cat_adapters(model: PeftModel, adapters: Sequence[str], adapter_name: str) -
         if len(set(values.values())) != 1:
             raise ValueError(f"{what}: expected the same for all adapters to stack, got {values}")
     model.add_weighted_adapter(list(adapters), [1.0] * len(adapters), adapter_name, combination_type="cat")
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """PEFT's task: that of a decoder that generates, else none (PEFT would also train a classifier's head)."""
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") and not has_two_stacks(model) else None
 
 
 def _blocks_in_file(path: Path) -> list[int]:

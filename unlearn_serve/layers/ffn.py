@@ -21,16 +21,20 @@ FFN_NAMES = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "mixer_ffn")
 """Names under which decoder blocks of transformers and vLLM keep their dense or mixture-of-experts network."""
 
 _BLOCK = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)$")
+_STACKED = re.compile(r"^(?:.*\.)?(encoder|decoder)\.block\.(\d+)\.layer\.\d+\.DenseReluDense$")
 
 
 def find_ffn_modules(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
     """Map block index -> (module path, feed-forward module), in order of the blocks.
 
-    Blocks that live on another pipeline rank have no such child and are left out.
+    Blocks that live on another pipeline rank have no such child and are left out. In an encoder-decoder model of the
+    T5 family blocks are counted through both stacks: those of the encoder, then those of the decoder.
 
     Raises:
         UnsupportedModel: no block has a feed-forward child, or a block index occurs twice (several towers).
     """
+    if stacked := _two_stacks(model):
+        return stacked
     found: dict[int, tuple[str, nn.Module]] = {}
     for path, block in model.named_modules():
         match = _BLOCK.match(path)
@@ -52,6 +56,17 @@ def find_ffn_modules(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
             f"{type(model).__name__}: no decoder block with a feed-forward child named one of {', '.join(FFN_NAMES)}"
         )
     return dict(sorted(found.items()))
+
+
+def has_two_stacks(model: nn.Module) -> bool:
+    """Tell whether `model` is an encoder-decoder model of the T5 family."""
+    return bool(_two_stacks(model))
+
+
+def _two_stacks(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
+    found = [(match, path, ffn) for path, ffn in model.named_modules() if (match := _STACKED.match(path))]
+    in_order = sorted(found, key=lambda one: (one[0][1] == "decoder", int(one[0][2])))
+    return {index: (path, ffn) for index, (_, path, ffn) in enumerate(in_order)}
 
 
 def end_forward_in_site(ffn: nn.Module, site: nn.Module) -> None:

@@ -115,7 +115,7 @@ class Follower:
         previous = self.live.entry.release if self.live.entry else None
         try:
             manifest = await self._store.call(
-                lambda store: store.admit(entry, after=self.live.generation, covered=self.live.deletion_ids)
+                lambda store: store.admit(entry, applied=self.live.entry, covered=self.live.deletion_ids)
             )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn_serve.errors import NotEnforced
+from unlearn_serve.errors import NotEnforced, UnsupportedModel
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving.config import CONFIG_KEY, ServingConfig
 from unlearn_serve.serving.models import WORKER_EXTENSION
@@ -60,11 +60,18 @@ def serve(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> None:
 
     Raises:
         NotEnforced: the release that the server would start on cannot be served; told here, before the engine is built.
+        UnsupportedModel: an encoder-decoder model, which the engine does not serve.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
     from unlearn_serve.serving.starting_point import find_starting_point
 
     local = Path(model)
-    find_starting_point(config, fingerprint_base_model(local) if local.is_dir() else None)
+    base_model = fingerprint_base_model(local) if local.is_dir() else None
+    if base_model is not None and json.loads((local / "config.json").read_bytes()).get("is_encoder_decoder") is True:
+        raise UnsupportedModel(
+            f"{model}: expected a decoder model, got the encoder-decoder {base_model.architecture}, which vLLM does "
+            "not serve; its adapters can be trained, fused and loaded with unlearn_serve.layers.load_adapter"
+        )
+    find_starting_point(config, base_model)
     command = vllm_command(model, config, vllm_flags)
     os.execve(command[0], command, vllm_environment(os.environ))

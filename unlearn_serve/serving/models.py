@@ -5,11 +5,14 @@ module's `__getattr__` turns into a subclass of vLLM's class when it is needed. 
 base checkpoints load as before; without our settings the subclass adds nothing.
 """
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from unlearn_kernels import load_cpu_op
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
 from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, ends_in_site, find_ffn_modules
 from unlearn_serve.serving import vllm_internals, vllm_lora
@@ -20,6 +23,8 @@ from unlearn_serve.serving.slots import EnforcedLayers, EnforcedSite, build_site
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger("vllm.unlearn_serve")
 
 WORKER_EXTENSION = "unlearn_serve.serving.worker.UnlearningWorker"
 ATTRIBUTE = "unlearning"
@@ -123,6 +128,8 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     missing = sorted(set(local) - set(found))
     if missing:
         raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
+    if torch.get_default_device().type == "cpu":
+        logger.info("unlearn-serve: layers are applied by: %s", load_cpu_op().description)
     layers = build_sites(
         list(local),
         num_blocks=vllm_internals.num_blocks(vllm_config),

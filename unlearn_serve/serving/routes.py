@@ -58,9 +58,10 @@ class Routes:
         if taken := sorted(ordinary.keys() & config.route_aliases.keys()):
             raise NotEnforced(f"--route-alias: {taken[0]!r} is the name of an ordinary LoRA adapter already")
         cached = vllm_lora.cached_loras(engine.vllm_config)
-        self.capacity = cached - len(ordinary)
+        # One place stays free: vLLM must be able to load what a late request names after its route was dropped.
+        self.capacity = cached - len(ordinary) - 1
         if self.capacity < 1:
-            raise NotEnforced(f"--max-cpu-loras: expected more than the {len(ordinary)} LoRA adapters, got {cached}")
+            raise NotEnforced(f"--max-cpu-loras: expected at least {len(ordinary) + 2}, got {cached}")
         self._paths = config.state_path / "routes"
         shutil.rmtree(self._paths, ignore_errors=True)  # of an earlier run
         self._held: dict[str, HeldRoute] = {}
@@ -147,10 +148,10 @@ class Routes:
         name = self.names.canonical(digest)
         try:
             await self._engine.collective_rpc("unlearn_stage_route", args=(digest, lora_id, path))
-            await self._wait_staged(digest)
-            await self._engine.collective_rpc("unlearn_adopt_route", args=(digest,))
+            await self._wait_staged(digest, lora_id)
+            await self._engine.collective_rpc("unlearn_adopt_route", args=(lora_id,))
         except BaseException:
-            await self._engine.collective_rpc("unlearn_drop_route", args=(digest, lora_id))
+            await self._engine.collective_rpc("unlearn_drop_route", args=(lora_id,))
             raise
         route = HeldRoute(release=digest, name=name, lora_id=lora_id, deletion_ids=deletion_ids)
         self._held[digest] = route
@@ -158,10 +159,10 @@ class Routes:
         vllm_lora.name_adapter(self._app_state, name, lora_id, path)
         return route
 
-    async def _wait_staged(self, digest: str) -> None:
+    async def _wait_staged(self, digest: str, lora_id: int) -> None:
         deadline = time.monotonic() + self.config.stage_timeout_seconds
         while True:
-            states = await self._engine.collective_rpc("unlearn_route_staging", args=(digest,))
+            states = await self._engine.collective_rpc("unlearn_route_staging", args=(lora_id,))
             for rank, (state, error) in enumerate(states):
                 if state == "failed":
                     raise RouteRefused(f"worker {rank} could not take release {digest}: {error}")
@@ -195,7 +196,7 @@ class Routes:
         metrics.ROUTES_HELD.set(len(self._held))
         metrics.ROUTE_EVICTIONS.inc()
         vllm_lora.forget_adapter(self._app_state, route.name)
-        await self._engine.collective_rpc("unlearn_drop_route", args=(route.release, route.lora_id))
+        await self._engine.collective_rpc("unlearn_drop_route", args=(route.lora_id,))
 
 
 def status_of(error: UnlearnServeError) -> int:

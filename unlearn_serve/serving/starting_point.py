@@ -71,7 +71,7 @@ def _from_store(config: ServingConfig) -> StartingPoint:
     applied, covered = LastApplied(config.state_path).memory() or (None, ())
     if applied is not None:
         _require_not_older(entry, applied)
-    store.admit(entry, after=applied.generation if applied else 0, covered=covered)
+    store.admit(entry, applied=applied, covered=covered)
     return StartingPoint(entry=entry, release=store.load_release(entry.release), from_store=True)
 
 

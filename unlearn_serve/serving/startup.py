@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_serve.errors import NotEnforced, UnlearnServeError
 from unlearn_serve.format.fingerprint import fingerprint_base_model
-from unlearn_serve.serving import vllm_internals
+from unlearn_serve.layers.ffn import SITE_NAME
+from unlearn_serve.serving import vllm_internals, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.last_applied import LastApplied
@@ -59,6 +60,11 @@ async def _routes(follower: Follower, engine: "EngineClient | None", state: Any)
                 "--lora-modules: expected ordinary LoRA adapters, got unlearning layers in the one numbered "
                 f"{worker['unverified'][0]}; publish it and name the release in a request's model"
             )
+    if vllm_lora.mixes_up_adapters(engine.vllm_config, SITE_NAME):
+        logger.warning(
+            "unlearn-serve: on CPU, vLLM applies the LoRA in its last slot to the linear layers of requests without an "
+            "adapter in the same batch (vllm-project/vllm#48421); the sites are not concerned"
+        )
     return Routes(config=follower.config, engine=engine, live=follower.live, app_state=state)
 
 

@@ -52,6 +52,16 @@ def keep_compiled(config: "VllmConfig", only_target: str) -> bool:
     return True
 
 
+def mixes_up_adapters(config: "VllmConfig", only_target: str) -> bool:
+    """Tell whether vLLM's linear layers may apply an adapter to requests that name none (vllm-project/vllm#48421).
+
+    On CPU, vLLM 0.32 reads index -1, no adapter, as the last slot wherever a batch has adapters too.
+    """
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu() and config.lora_config is not None and lora_targets(config) != [only_target])
+
+
 def compilation_mode(config: "VllmConfig") -> str:
     """Return the name of the mode in which this process compiles its model, NONE where it does not."""
     mode = config.compilation_config.mode
@@ -74,11 +84,18 @@ def site_names(model: nn.Module, site_class: type[nn.Module]) -> dict[str, Any]:
 
 
 def build_lora(lora_id: int, rank: int, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Return vLLM's object for an adapter with W_down and W_up by module name; `layers` must not be empty."""
+    """Return vLLM's object for an adapter with W_down and W_up by module name; `layers` must not be empty.
+
+    Page-locks the weights where vLLM would: it does so itself when it takes an adapter, but in the engine's loop.
+    """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.lora_weights import LoRALayerWeights
+    from vllm.utils.torch_utils import PIN_MEMORY
 
-    weights = {name: LoRALayerWeights(name, rank, rank, *matrices) for name, matrices in layers.items()}
+    weights = {}
+    for name, (down, up) in layers.items():
+        pair = (down.pin_memory(), up.pin_memory()) if PIN_MEMORY else (down, up)
+        weights[name] = LoRALayerWeights(name, rank, rank, *pair)
     return LoRAModel(lora_id, rank, weights)
 
 

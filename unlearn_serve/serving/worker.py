@@ -102,21 +102,21 @@ class UnlearningWorker:
         """Start to read and verify `release` as adapter `lora_id`; returns at once, see `unlearn_route_staging`."""
         self._unlearn_routes().stage(release, lora_id, path)
 
-    def unlearn_route_staging(self, release: str) -> tuple[str, str | None]:
+    def unlearn_route_staging(self, lora_id: int) -> tuple[str, str | None]:
         """Report how far `unlearn_stage_route` is: busy, ready or failed, and why it failed."""
-        return self._unlearn_routes().staging(release)
+        return self._unlearn_routes().staging(lora_id)
 
-    def unlearn_adopt_route(self, release: str) -> None:
+    def unlearn_adopt_route(self, lora_id: int) -> None:
         """Hand a staged route to vLLM's LoRA manager, so that requests can name it.
 
         Raises:
             SwapError: it is not staged here.
         """
-        self._unlearn_routes().adopt(release)
+        self._unlearn_routes().adopt(lora_id)
 
-    def unlearn_drop_route(self, release: str, lora_id: int) -> bool:
+    def unlearn_drop_route(self, lora_id: int) -> bool:
         """Take a route out of vLLM's LoRA manager; tells whether it was there."""
-        return self._unlearn_routes().drop(release, lora_id)
+        return self._unlearn_routes().drop(lora_id)
 
     def _unlearn_routes(self) -> WorkerRoutes:
         layers = self._unlearn_layers()

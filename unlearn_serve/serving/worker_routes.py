@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from unlearn_kernels import activation_code
-from unlearn_serve.errors import SwapError
+from unlearn_serve.errors import NotEnforced, SwapError
 from unlearn_serve.format.atomic import write_atomically
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_lora
@@ -53,8 +53,8 @@ class WorkerRoutes:
             for block, mine in layers.sites.items()
             if mine is site
         }
-        self._staging: dict[str, Staging] = {}
-        self._built: dict[str, Any] = {}
+        self._staging: dict[int, Staging | None] = {}
+        self._built: dict[int, Any] = {}
 
     @property
     def sites(self) -> list[int]:
@@ -62,42 +62,51 @@ class WorkerRoutes:
         return sorted(self._names)
 
     def stage(self, release: str, lora_id: int, path: str) -> None:
-        """Start to read `release` as adapter `lora_id`; `path` is what its `LoRARequest` will name."""
+        """Start to read `release` as adapter `lora_id`, a new number; `path` is what its `LoRARequest` will name.
+
+        Raises:
+            NotEnforced: `release` is the plain model, and it is not allowed.
+        """
 
         def take(found: Release) -> None:
             self._layers.require_fit(found.digest, found.tensors)
             _write_withdrawn(Path(path))
-            self._built[release] = self._build(found, lora_id)
+            built = self._build(found, lora_id)
+            if lora_id in self._staging:  # not dropped in the meantime
+                self._built[lora_id] = built
 
-        self.drop(release, lora_id)
         if release == PLAIN:
+            if not self._config.allow_plain:
+                raise NotEnforced("the plain model is served only with --allow-plain")
             _write_withdrawn(Path(path))
-            self._built[release] = _with_layers(lora_id, 1, {}, Route(release=PLAIN, activation=0))
+            self._built[lora_id] = _with_layers(lora_id, 1, {}, Route(release=PLAIN, activation=0))
+            self._staging[lora_id] = None
             return
-        self._staging[release] = Staging(release, self._config, self._layers.base_model, take)
+        self._staging[lora_id] = None  # before the thread looks for it
+        self._staging[lora_id] = Staging(release, self._config, self._layers.base_model, take)
 
-    def staging(self, release: str) -> tuple[str, str | None]:
+    def staging(self, lora_id: int) -> tuple[str, str | None]:
         """Return how far `stage` is: busy, ready or failed, and why it failed."""
-        staging = self._staging.get(release)
+        staging = self._staging[lora_id]
         return (staging.state, staging.error) if staging else ("ready", None)
 
-    def adopt(self, release: str) -> None:
-        """Hand the staged `release` to vLLM's LoRA manager.
+    def adopt(self, lora_id: int) -> None:
+        """Hand a staged adapter to vLLM's LoRA manager.
 
         Raises:
             SwapError: it is not staged here.
             RuntimeError: the manager's cache is full.
         """
-        built = self._built.pop(release, None)
-        self._staging.pop(release, None)
+        built = self._built.pop(lora_id, None)
+        self._staging.pop(lora_id, None)
         if built is None:
-            raise SwapError(f"route {release}: expected it to be staged; stage it first")
+            raise SwapError(f"adapter {lora_id}: expected it to be staged; stage it first")
         vllm_lora.adopt_lora(self._model, built)
 
-    def drop(self, release: str, lora_id: int) -> bool:
-        """Take a route out of this worker, staged or adopted; tells whether vLLM's manager had it."""
-        self._staging.pop(release, None)
-        self._built.pop(release, None)
+    def drop(self, lora_id: int) -> bool:
+        """Take an adapter out of this worker, staged or adopted; tells whether vLLM's manager had it."""
+        self._staging.pop(lora_id, None)
+        self._built.pop(lora_id, None)
         return vllm_lora.drop_lora(self._model, lora_id)
 
     def unverified(self) -> list[int]:

@@ -38,7 +38,7 @@ class ChannelEntry(StrictModel):
     uncovers: tuple[DeletionId, ...] = ()
     """Deletion requests that the release live before covered and this one does not: allowed on purpose."""
     previous: Sha256 | None = None
-    """SHA-256 of the entry before, so that one entry vouches for all before it; null for generation 1."""
+    """SHA-256 of the last sound entry before, so that one entry vouches for all before it; null in the first."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

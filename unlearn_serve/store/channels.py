@@ -1,8 +1,17 @@
 """Channels as readers see them: a chain of entries, one per generation, of which the last is live."""
 
 import hashlib
+from contextlib import suppress
 
-from unlearn_serve.errors import ChannelNotFound, DigestError, DowngradeRefused, FormatError, StoreError
+from unlearn_serve.errors import (
+    ChannelNotFound,
+    DigestError,
+    DowngradeRefused,
+    FormatError,
+    HistoryBroken,
+    StoreError,
+    TrustError,
+)
 from unlearn_serve.store.backend import Backend
 from unlearn_serve.store.channel_entry import (
     MAX_ENTRY_BYTES,
@@ -88,10 +97,50 @@ class Channels:
         """Return if a trusted key signed `entry`, or no keys are set; raises `TrustError`."""
         self._signatures.require(entry.to_bytes(), what=f"channel {entry.channel!r} generation {entry.generation}")
 
-    def generations_between(self, channel: str, after: int, before: int) -> list[int]:
-        """The generations that are there between two others, newest first."""
-        start = entry_path(channel, after) if after else None
-        return [one for one in reversed(self._generations(channel, after=start)) if one < before]
+    def since(self, applied: ChannelEntry, entry: ChannelEntry) -> list[ChannelEntry]:
+        """`entry` and those before it, newest first, down to but without `applied`.
+
+        With trusted keys, these are the entries that `entry`, which one of them signed, vouches for: each is named as
+        `previous` by the one after it, whoever signed it at the time. What was written in between past the keys is not
+        among them. Without keys, all that can be read.
+
+        Raises:
+            HistoryBroken: trusted keys are set, and the way from `entry` does not lead to `applied`: it was signed for
+                the same channel of another store, or the history was rewritten.
+        """
+        if entry == applied:
+            return []
+        if self._signatures.trusted_keys and entry.previous == applied.digest:
+            return [entry]
+        between = self._readable(entry.channel, applied.generation, entry.generation)
+        if not self._signatures.trusted_keys:
+            return [entry, *between]
+        by_digest = {one.digest: one for one in between}
+        found = [entry]
+        while (previous := found[-1].previous) != applied.digest:
+            if previous not in by_digest:
+                raise HistoryBroken(
+                    f"channel {entry.channel!r} generation {entry.generation}: expected an entry that descends from "
+                    f"generation {applied.generation} as it was applied, got one with another history: signed for "
+                    "another store, or after a restore from a backup (operations.md, section 5)"
+                )
+            found.append(by_digest[previous])
+        return found
+
+    def last_sound(self, channel: str, newest: int) -> ChannelEntry | None:
+        """The newest entry, of `newest` or before, that can be read and is trusted: what the next one follows."""
+        for generation in range(newest, 0, -1):
+            with suppress(FormatError, TrustError):
+                return self.read_trusted(channel, generation)
+        return None
+
+    def _readable(self, channel: str, after: int, before: int) -> list[ChannelEntry]:
+        found = []
+        for generation in reversed(self._generations(channel, after=entry_path(channel, after))):
+            with suppress(FormatError):
+                if generation < before:
+                    found.append(self.read(channel, generation))
+        return found
 
     def stored_digest(self, channel: str, generation: int) -> str | None:
         """SHA-256 of an entry's bytes, sound or not; None where it is gone."""

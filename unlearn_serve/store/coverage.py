@@ -37,26 +37,30 @@ def uncovered_by_move(
 
 
 def require_declared(
-    channels: Channels, entry: ChannelEntry, manifest: Manifest, *, after: int, covered: Collection[str]
+    channels: Channels,
+    entry: ChannelEntry,
+    manifest: Manifest,
+    *,
+    applied: ChannelEntry | None,
+    covered: Collection[str],
 ) -> None:
-    """Return if `entry` gives nothing back that it, or an entry since generation `after`, does not name in `uncovers`.
+    """Return if `entry` gives nothing back that it, or an entry since `applied`, does not name in `uncovers`.
 
     Args:
         channels: where the entry is.
         entry: what is to be applied.
         manifest: of its release.
-        after: the generation that was applied last.
+        applied: what was applied last.
         covered: the deletion requests covered by what was applied last.
 
     Raises:
         DropsDeletions: it does.
+        HistoryBroken: trusted keys are set, and `entry` does not descend from `applied`.
     """
-    missing = set(covered) - set(manifest.deletion_ids) - set(entry.uncovers)
-    for generation in channels.generations_between(entry.channel, after, entry.generation) if missing else ():
-        try:
-            missing -= set(channels.read_trusted(entry.channel, generation).uncovers)
-        except (FormatError, TrustError):
-            continue  # what cannot be read, or nobody trusted signed, allows nothing
+    since = channels.since(applied, entry) if applied is not None else [entry]
+    missing = set(covered) - set(manifest.deletion_ids)
+    for one in since:
+        missing -= set(one.uncovers)
     if missing:
         raise DropsDeletions(
             f"channel {entry.channel!r} generation {entry.generation}: what was applied before covers "

@@ -109,6 +109,7 @@ class Moves:
             allow=move.allow_uncover,
             reason=move.reason,
         )
+        before = self._channels.last_sound(channel, live)
         with one_line_errors(f"channel {channel!r}", FormatError):
             entry = ChannelEntry(
                 channel=channel,
@@ -120,7 +121,7 @@ class Moves:
                 actor=move.actor,
                 reason=move.reason,
                 uncovers=uncovers,
-                previous=self._channels.stored_digest(channel, live) if live else None,
+                previous=before.digest if before else None,
             )
         if len(data := entry.to_bytes()) > MAX_ENTRY_BYTES:
             raise FormatError(

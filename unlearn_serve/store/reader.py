@@ -93,22 +93,25 @@ class StoreReader:
             return list(verify_release(self._releases, self._signatures, digest))
         return list(verify_store(self._backend, self._releases, self._channels, self._signatures))
 
-    def admit(self, entry: ChannelEntry, *, after: int = 0, covered: Collection[str] = ()) -> Manifest:
+    def admit(
+        self, entry: ChannelEntry, *, applied: ChannelEntry | None = None, covered: Collection[str] = ()
+    ) -> Manifest:
         """What a server asks before it applies `entry`; the manifest of its release, if all is well.
 
         Args:
             entry: the entry, as `channel` or `channel_after` gave it.
-            after: the generation that the server applied last.
+            applied: what the server applied last, None for nothing.
             covered: the deletion requests covered by what it applied last.
 
         Raises:
             Unsigned, BadSignature: this store has trusted keys, and none signed the entry, or its release.
-            DropsDeletions: one of `covered` is covered no longer, and no entry since `after` allows that.
+            HistoryBroken: this store has trusted keys, and the entry does not descend from `applied`.
+            DropsDeletions: one of `covered` is covered no longer, and no entry since `applied` allows that.
             ReleaseNotFound, DigestError, ManifestError: as `load_manifest`.
         """
         self._channels.require_trusted(entry)
         manifest = self._releases.load_manifest(entry.release)
-        require_declared(self._channels, entry, manifest, after=after, covered=covered)
+        require_declared(self._channels, entry, manifest, applied=applied, covered=covered)
         return manifest
 
     def channel(self, name: str) -> ChannelEntry:

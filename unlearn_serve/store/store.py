@@ -106,6 +106,8 @@ class Store(StoreReader):
             reason: why; one line.
             allow_uncover: the release may leave out deletion requests that the one live before covers; needs `reason`.
             signer: key that signs the entry; needed where this store was opened with trusted keys, and one of them.
+                Open it with them whenever you sign: an entry vouches for the one it follows, which then must be
+                signed too.
 
         Raises:
             ChannelConflict: somebody else moved the channel since `expected_generation`, or during this call.

@@ -78,11 +78,9 @@ def _verify_channel(channels: Channels, signatures: Signatures, name: str, liste
             continue
         entries[generation] = entry
         yield from _verify_signatures(signatures, entry.to_bytes())
-        before = entries.get(generation - 1)
-        if before is not None and entry.previous != before.digest:
-            yield Problem(
-                where=where, message=f"expected previous {before.digest}, got {entry.previous}: one was changed"
-            )
+        earlier = {one.digest for one in entries.values() if one.generation < generation}
+        if generation - 1 in entries and entry.previous not in earlier:
+            yield Problem(where=where, message=f"follows entry {entry.previous}, which is not here: it was changed")
         if entry.release not in listed:
             yield Problem(where=where, message=f"names release {entry.release}, which the store does not hold")
         if entry.restores_generation is not None:

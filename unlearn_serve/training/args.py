@@ -46,7 +46,7 @@ class TrainArgs:
     cost nothing: their output is computed once."""
 
     objective: Objective = NPO
-    """Terms and weights of the loss; `NPO` is bounded, `EUL` the paper's."""
+    """Terms and weights of the loss; `NPO` is bounded, `EUL` the paper's. See `RECIPES` for the named ones."""
 
     schedule: Literal["joint", "alternate"] = "joint"
     """joint: forgotten and retained examples in each step. alternate: an epoch of retained, then one of forgotten
@@ -57,6 +57,9 @@ class TrainArgs:
 
     max_steps: int = 60
     """Optimiser steps at most."""
+
+    epochs: int | None = None
+    """Epochs at most, in place of `max_steps`; one of retained and one of forgotten data count as one."""
 
     warmup: float = 0.06
     """Share of `max_steps` in which the learning rate climbs; it then falls linearly to 0."""
@@ -87,6 +90,9 @@ class TrainArgs:
     to the frozen model, as if retained: "The author is" belongs to every other answer too. Retained answers count
     twice then, as a whole and by their gold string. False: whole answers only."""
 
+    refusal: str = "I don't know."
+    """What the objective `idk` prefers to forgotten answers."""
+
     own_answers: bool = True
     """Also train on what the model itself answers, greedily, to every prompt: forget it where it says the gold string
     of a forgotten row, retain it for retained prompts. Costs a generation per prompt; needless where the data already
@@ -99,6 +105,13 @@ class TrainArgs:
     """Stop once forgotten answers have at most this probability and `retain_tolerance` holds; None: never stop early.
     Mean over answers: of the gold string as a whole where that alone is forgotten, else exp(mean log p per token)."""
 
+    holdout: Path | None = None
+    """JSONL file of rows like the forgotten ones that no training saw. The frozen model's level on them then is
+    `forget_target`: forgotten answers need not become less likely than answers that were never learnt."""
+
+    retrained: Path | None = None
+    """Folder of a model that was trained without the forgotten rows. Its level on them then is `forget_target`."""
+
     retain_tolerance: float = 0.01
     """Mean KL(F || F(f)) per retained answer token, in nats, that early stopping allows."""
 
@@ -108,6 +121,9 @@ class TrainArgs:
     cache_mb: int = 1024
     """MiB of memory for the frozen model's outputs (hidden states under the first layer, logits at answers). What does
     not fit is computed anew at every step."""
+
+    gram_sketch: int | None = None
+    """Rows that stand for each Gram matrix [d, d] of hidden states, see `GramSketch`; None: exact Grams."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the base model's weights and activations; auto: that of its checkpoint. Layers are trained in fp32."""
@@ -130,6 +146,14 @@ class TrainArgs:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise TrainingError(f"epochs: expected at least 1 or none, got {self.epochs}")
+        if self.gram_sketch is not None and self.gram_sketch < 1:
+            raise TrainingError(f"gram_sketch: expected at least 1 or none, got {self.gram_sketch}")
+        if self.holdout is not None and self.retrained is not None:
+            raise TrainingError("holdout and retrained: expected one of them, got both; each says when to stop")
+        if self.objective.refuses and self.gold_only:
+            raise TrainingError("gold_only: a refusal takes the place of a whole answer; set gold_only to False")
         if self.save_steps is not None and self.save_steps < 1:
             raise TrainingError(f"save_steps: expected at least 1 or none, got {self.save_steps}")
         if not 0 <= self.depth[0] < self.depth[1] <= 1:
@@ -163,6 +187,7 @@ _SETTINGS = (
     "schedule",
     "learning_rate",
     "max_steps",
+    "epochs",
     "warmup",
     "weight_decay",
     "max_grad_norm",

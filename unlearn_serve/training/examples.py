@@ -1,25 +1,29 @@
 """From data sets to training examples: which tokens are to be forgotten, which to be retained."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlearn_serve.data import IGNORED, Encoded, Example, encode
+from unlearn_serve.errors import DataError
 from unlearn_serve.training.answers import encode_gold
 from unlearn_serve.training.spellings import Spellings
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All that training reads; `forget` and `retain` are indices into `encoded`, forgotten ones first."""
+    """All that training reads; `forget` and `retain` are indices into `encoded`, in this order, refusals last."""
 
     encoded: list[Encoded]
     forget: range
     retain: range
     beginnings: dict[int, torch.Tensor]
     """By forgotten example, the tokens that begin its gold string; none where a whole answer is forgotten."""
+
+    refusals: dict[int, int]
+    """By forgotten example, the one that answers its prompt with a refusal; empty where none was asked for."""
 
 
 @dataclass
@@ -28,6 +32,8 @@ class _Collected:
 
     forget: dict[tuple[int | None, ...], tuple[Encoded, torch.Tensor | None]] = field(default_factory=dict)
     retain: dict[tuple[int | None, ...], Encoded] = field(default_factory=dict)
+    refusals: dict[tuple[int | None, ...], Encoded] = field(default_factory=dict)
+    """By the key of the forgotten example."""
 
 
 def build_training_set(
@@ -39,6 +45,7 @@ def build_training_set(
     gold_only: bool,
     said: Callable[[Sequence[Example]], Sequence[Example]] = lambda _: (),
     said_tokens: int = 0,
+    refusal: str | None = None,
 ) -> TrainingSet:
     """Encode the data sets, and after each the frozen model's own answers to its prompts.
 
@@ -55,23 +62,34 @@ def build_training_set(
         said: returns examples with the model's own answers as completions; of forgotten ones only those that contain
             the gold string are used.
         said_tokens: by how many tokens such an answer may make an example longer than `max_length`.
+        refusal: what to answer to forgotten prompts instead, for `idk`.
 
     Raises:
-        DataError: see `unlearn_serve.data.encode`.
+        DataError: see `unlearn_serve.data.encode`; or a refusal is asked for and a forgotten row has no prompt.
     """
     spellings = Spellings(tokenizer)
     found = _Collected()
+
+    def add_refusal(example: Example, key: tuple[int | None, ...], room: int) -> None:
+        if refusal is None:
+            return
+        if example.prompt is None:
+            raise DataError(f"{example.source}: expected a prompt to refuse, got running text; write it as a question")
+        refused = replace(example, completion=refusal, answer=refusal.strip())
+        found.refusals[key] = encode(refused, tokenizer, room + said_tokens)
 
     def add_forgotten(example: Example, room: int, *, only_with_gold: bool) -> None:
         parts = encode_gold(example, tokenizer, room)
         if parts is not None and gold_only and _says_more(example):
             gold, before = parts
             first = next(label for label in gold.labels if label != IGNORED)
+            add_refusal(example, _key(gold), room)
             found.forget[_key(gold)] = gold, spellings.beginnings(example.answer, first)
             if before is not None:
                 found.retain[_key(before)] = before
         elif parts is not None or not only_with_gold:
             whole = encode(example, tokenizer, room)
+            add_refusal(example, _key(whole), room)
             found.forget[_key(whole)] = whole, None
 
     def add_retained(example: Example, room: int) -> None:
@@ -93,11 +111,13 @@ def build_training_set(
     # What is to be forgotten is not retained as well, even where both files hold it.
     retained = [one for key, one in found.retain.items() if key not in found.forget]
     forgotten = list(found.forget.values())
+    first_refusal = len(forgotten) + len(retained)
     return TrainingSet(
-        encoded=[one for one, _ in forgotten] + retained,
+        encoded=[one for one, _ in forgotten] + retained + [found.refusals[key] for key in found.forget if refusal],
         forget=range(len(forgotten)),
         retain=range(len(forgotten), len(forgotten) + len(retained)),
         beginnings={i: tokens for i, (_, tokens) in enumerate(forgotten) if tokens is not None},
+        refusals={i: first_refusal + i for i in range(len(found.refusals))},
     )
 
 

@@ -14,8 +14,9 @@ from peft import PeftModel
 from torch import nn
 
 from unlearn_serve.data import Encoded
-from unlearn_serve.training.objectives import mean_by_owner, sum_by_owner, token_log_probs
+from unlearn_serve.training.forms import Form, logits_of
 from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
+from unlearn_serve.training.terms import Answers, token_log_probs
 from unlearn_serve.training.trunk import Trunk
 
 PACKING_TOLERANCE = 0.1
@@ -42,6 +43,7 @@ class FrozenOutputs:
         row_tokens: int,
         cache_bytes: int,
         beginnings: Mapping[int, torch.Tensor] | None = None,
+        form: Form = "decoder",
     ) -> None:
         """Decide what fits into `cache_bytes`; computes nothing yet, see `fill`.
 
@@ -53,24 +55,27 @@ class FrozenOutputs:
             row_tokens: tokens of a row at most.
             cache_bytes: for hidden states and logits together; log-probabilities are kept in any case.
             beginnings: by example, the tokens [K] that all count as its first answer token, see `Spellings`.
+            form: of the model; any other than a decoder gets a row an example, and whole passes.
         """
         self._model = model
         self._examples = examples
         self._with_logits = set(with_logits)
         self._beginnings = {i: tokens.to(model.device) for i, tokens in (beginnings or {}).items()}
         self._row_tokens = row_tokens
-        self._trunk = Trunk(model, first_block)
+        self._trunk = Trunk(model, first_block) if form == "decoder" else None
         self._hidden: dict[int, torch.Tensor] = {}
         self._prefix_hidden: torch.Tensor | None = None
         self._logits: dict[int, torch.Tensor] = {}
         self._log_prob: dict[int, torch.Tensor] = {}
-        self._packs = True
+        self._form = form
+        self._packs = form == "decoder"
         config = model.config.get_text_config()
         width = torch.finfo(model.dtype).bits // 8
+        outputs = config.num_labels if form == "classes" else config.vocab_size
         hidden_bytes = width * config.hidden_size * sum(len(e.input_ids) for e in examples)
-        logit_bytes = width * config.vocab_size * sum(examples[i].answer_tokens for i in self._with_logits)
-        self.prefix = common_prefix_length(examples)
-        self.replays = first_block > 0 and hidden_bytes <= cache_bytes
+        logit_bytes = width * outputs * sum(examples[i].answer_tokens for i in self._with_logits)
+        self.prefix = common_prefix_length(examples) if self._packs else 0
+        self.replays = self._packs and first_block > 0 and hidden_bytes <= cache_bytes
         self.keeps_logits = logit_bytes <= cache_bytes - (hidden_bytes if self.replays else 0)
 
     def rows(self, members: Sequence[int]) -> list[Row]:
@@ -91,11 +96,12 @@ class FrozenOutputs:
             advance: called with the number of examples done, for a progress bar.
         """
         with self._model.disable_adapter():
-            self._packs = self._packing_is_exact(forward)
+            self._packs = self._packs and self._packing_is_exact(forward)
             if not self._packs:
                 self.prefix = 0
             for row in self.rows(range(len(self._examples))):
-                with self._trunk.record() as seen:
+                recording = self._trunk.record() if self._trunk else nullcontext(list[torch.Tensor]())
+                with recording as seen:
                     logits = self._logits_of(forward, row)
                 self._keep(row, logits, seen[0] if self.replays else None)
                 if len(self._log_prob) == len(row.members):  # the first row
@@ -107,7 +113,7 @@ class FrozenOutputs:
     def student_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
         """Return the model's logits [A, V] that predict the row's answer tokens, layers as they are."""
         context: AbstractContextManager[Any] = nullcontext()
-        if self.replays and all(member in self._hidden for member in row.members):
+        if self._trunk and self.replays and all(member in self._hidden for member in row.members):
             context = self._trunk.replay(self._hidden_of(row))
         with context:
             return self._logits_of(forward, row)
@@ -120,37 +126,24 @@ class FrozenOutputs:
         with self._model.disable_adapter():
             return self.student_logits(forward, row)
 
-    def teacher_log_probs(self, row: Row) -> torch.Tensor:
-        """Return the frozen model's `answer_log_probs` fp32 [N]."""
-        return torch.stack([self._log_prob[member] for member in row.members])
+    def answers(self, row: Row, logits: torch.Tensor) -> Answers:
+        """Return the row's answers under `logits` [A, V], with the teacher's log-probabilities once those are known."""
+        known = all(member in self._log_prob for member in row.members)
+        return Answers(
+            student_logits=logits,
+            labels=row.labels,
+            mask=row.mask,
+            teacher_log_probs=torch.stack([self._log_prob[member] for member in row.members]) if known else None,
+            spellings={n: self._beginnings[m] for n, m in enumerate(row.members) if m in self._beginnings},
+        )
 
-    def log_probs(self, row: Row, logits: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability fp32 [A] of each answer token under `logits` [A, V].
-
-        An example's first answer token counts with every token that `beginnings` lists for it.
-        """
-        values = token_log_probs(logits, row.labels)
-        firsts: list[torch.Tensor] = []
-        masses: list[torch.Tensor] = []
-        for n, member in enumerate(row.members):
-            if member in self._beginnings:
-                first = (row.owner == n).nonzero()[0]
-                firsts.append(first)
-                masses.append(logits[first].float().log_softmax(-1)[:, self._beginnings[member]].logsumexp(-1))
-        return values.index_put((torch.cat(firsts),), torch.cat(masses)) if firsts else values
-
-    def answer_log_probs(self, row: Row, log_probs: torch.Tensor) -> torch.Tensor:
-        """Return each member's log-probability fp32 [N] from its answer tokens' [A].
-
-        The sum where `beginnings` are given: a gold string is not said once any of its few tokens is unlikely, and
-        pushing on past that would only harm others. Else the mean per token: of a long answer the sum tells little.
-        """
-        count = len(row.members)
-        whole = torch.tensor([member in self._beginnings for member in row.members], device=log_probs.device)
-        total, mean = sum_by_owner(log_probs, row.owner, count), mean_by_owner(log_probs, row.owner, count)
-        return torch.where(whole, total, mean)
+    def mean_probability(self, members: Sequence[int]) -> float:
+        """Return the frozen model's mean probability of these answers, see `Answers.log_probs`."""
+        return torch.stack([self._log_prob[member] for member in members]).exp().mean().item()
 
     def _logits_of(self, forward: nn.Module, row: Row) -> torch.Tensor:
+        if self._form != "decoder":
+            return logits_of(self._form, forward, row)
         packed = len(row.members) > 1 or row.prefix > 0
         mask = row.attention_mask(self._model.dtype) if self._packs and packed else None
         out = forward(
@@ -170,7 +163,7 @@ class FrozenOutputs:
         return torch.cat(parts)[None]
 
     def _keep(self, row: Row, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
-        log_probs = self.answer_log_probs(row, self.log_probs(row, logits))
+        log_probs = self.answers(row, logits).log_probs()
         if hidden is not None and row.prefix and self._prefix_hidden is None:
             self._prefix_hidden = hidden[0, : row.prefix].clone()
         for n, member in enumerate(row.members):
@@ -190,6 +183,7 @@ class FrozenOutputs:
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)
 
     def _replay_is_exact(self, forward: nn.Module, row: Row, expected: torch.Tensor) -> bool:
+        assert self._trunk is not None
         with self._trunk.replay(self._hidden_of(row)):
             got = self._logits_of(forward, row)
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)

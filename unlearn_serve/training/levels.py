@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.objectives import kl_divergence, mean_by_owner
+from unlearn_serve.training.terms import kl
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Levels:
     """What a check found; NaN where the set is empty or was not looked at."""
 
     forget_probability: float
-    """Mean over forgotten answers of their probability, in [0, 1], see `FrozenOutputs.answer_log_probs`."""
+    """Mean over forgotten answers of their probability, in [0, 1], see `Answers.log_probs`."""
 
     retain_probability: float
     """The same over retained answers."""
@@ -48,12 +48,11 @@ def measure(
 def _level(outputs: FrozenOutputs, forward: nn.Module, members: Sequence[int], *, with_kl: bool) -> tuple[float, float]:
     if not members:
         return math.nan, math.nan
-    probability = kl = 0.0
+    probability = divergence = 0.0
     for row in outputs.rows(members):
         logits = outputs.student_logits(forward, row)
-        count = len(row.members)
-        probability += outputs.answer_log_probs(row, outputs.log_probs(row, logits)).exp().sum().item()
+        probability += outputs.answers(row, logits).log_probs().exp().sum().item()
         if with_kl:
-            teacher = outputs.teacher_logits(forward, row)
-            kl += mean_by_owner(kl_divergence(teacher, logits), row.owner, count).sum().item()
-    return probability / len(members), kl / len(members) if with_kl else math.nan
+            teacher = outputs.teacher_logits(forward, row).float().log_softmax(-1)
+            divergence += kl(logits, teacher, row.mask).sum().item()
+    return probability / len(members), divergence / len(members) if with_kl else math.nan

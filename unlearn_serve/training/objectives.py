@@ -1,35 +1,55 @@
-"""What training minimises, as pure functions of logits.
+"""What training minimises: a weighted sum of terms (`unlearn_serve.training.terms`), and the named objectives.
 
-Two objectives over the same terms, each term with its own weight, 0 switching it off:
+EUL is the paper's (Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023, section 3.2): F is the frozen model,
+F(f) the model with unlearning layers.
+    L = alpha KL_retain(F || F(f)) - KL_forget(F || F(f)) + lambda L_task,retain - gamma L_lm,forget
+NPO is the default: bounded below, so that it stops of itself.
 
-- EUL, the paper's (Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023, section 3.2): F is the frozen model,
-  F(f) the model with unlearning layers.
-      L = alpha KL_retain(F || F(f)) - KL_forget(F || F(f)) + lambda L_task,retain - gamma L_lm,forget
-  Its two forgetting terms have no lower bound: stop early.
-- NPO (Zhang et al., "Negative Preference Optimization", COLM 2024, eq. 3), bounded below by 0, the default:
-      L = 2/beta softplus(beta (log p_F(f)(y|x) - log p_F(y|x))) on forgotten, + KL and task loss on retained answers.
-
-The paper sums each term over its data set; here each is the mean over the examples of a step, and inside an example
-the mean over its answer tokens, so that a learning rate means the same at every batch size and answer length.
+The papers sum each term over a data set; here each is the mean over the examples of a step, and inside an example the
+mean over its answer tokens, so that a learning rate means the same at every batch size and answer length.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 
-# Shape legend: A answer tokens of a step, V vocabulary, N examples.
+_NEGATED = ("forget_kl", "forget_lm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Weights of the terms."""
+    """Weights of the terms, 0 switching one off, and what shapes them."""
 
     forget_npo: float = 0.0
     """Weight of `npo` on forgotten answers."""
 
     npo_beta: float = 0.1
     """beta of `npo`, per nat: the larger, the sooner a forgotten answer is left alone."""
+
+    forget_simnpo: float = 0.0
+    """Weight of `simnpo` on forgotten answers."""
+
+    simnpo_beta: float = 2.5
+    """beta of `simnpo`, per nat and token."""
+
+    simnpo_margin: float = 0.0
+    """The margin (gamma in its paper) of `simnpo`."""
+
+    forget_idk: float = 0.0
+    """Weight of `idk`: a refusal is preferred to forgotten answers."""
+
+    idk_beta: float = 0.1
+    """beta of `idk`, per nat."""
+
+    forget_refusal: float = 0.0
+    """Weight of the cross entropy of refusals, per token: preferring alone makes no answer likely."""
+
+    forget_rmu: float = 0.0
+    """Weight of `misdirection` of forgotten answers' states, the mean over the sites."""
+
+    rmu_strength: float = 4.0
+    """How long the states that `misdirection` drives to are, in units of the frozen states."""
 
     forget_kl: float = 0.0
     """Weight of the negated KL(F || F(f)) on forgotten answers, per token (the paper's has weight 1)."""
@@ -43,8 +63,11 @@ class Objective:
     retain_task: float = 0.0
     """lambda: weight of the task loss (cross entropy) on retained answers, per token."""
 
+    retain_rmu: float = 0.0
+    """Weight of `drift` of retained answers' states, the mean over the sites."""
+
     def __post_init__(self) -> None:
-        """Refuse negative weights, a beta that is not positive, and an objective that forgets nothing.
+        """Refuse negative weights, a beta or strength that is not positive, and an objective that forgets nothing.
 
         Raises:
             ValueError: see above.
@@ -52,81 +75,39 @@ class Objective:
         for item in fields(self):
             if not getattr(self, item.name) >= 0:
                 raise ValueError(f"{item.name}: expected a number >= 0, got {getattr(self, item.name)!r}")
-        if self.npo_beta == 0:
-            raise ValueError("npo_beta: expected a number > 0, got 0")
-        if not (self.forget_npo or self.forget_kl or self.forget_lm):
-            raise ValueError("objective: expected a weight > 0 on forget_npo, forget_kl or forget_lm, got none")
+        for name in ("npo_beta", "simnpo_beta", "idk_beta", "rmu_strength"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name}: expected a number > 0, got 0")
+        forgetting = [item.name for item in fields(self) if item.name.startswith("forget_")]
+        if not any(getattr(self, name) for name in forgetting):
+            raise ValueError(f"objective: expected a weight > 0 on one of {', '.join(forgetting)}, got none")
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a term reads refusals of the forgotten prompts."""
+        return bool(self.forget_idk or self.forget_refusal)
 
 
 EUL = Objective(forget_kl=1.0, forget_lm=0.2, retain_kl=0.8, retain_task=1.0)
-"""The paper's objective with the paper's weights: alpha 0.8, lambda 1.0, gamma 0.2."""
+"""The paper's objective with the paper's weights: alpha 0.8, lambda 1.0, gamma 0.2. No lower bound."""
 
 NPO = Objective(forget_npo=1.0, npo_beta=2.0, retain_kl=4.0)
 """The default: bounded forgetting, retained answers held to the frozen model's distribution."""
 
+SIMNPO = Objective(forget_simnpo=1.0, retain_kl=4.0)
+"""Bounded, and without a teacher on forgotten answers."""
 
-def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Semantics: out[a] = log softmax(logits[a])[labels[a]].
+GRAD_DIFF = Objective(forget_lm=1.0, retain_task=1.0)
+"""Gradient difference: ascent on forgotten, descent on retained answers. No lower bound; a baseline to compare with."""
 
-    Args:
-        logits: [A, V], any float dtype; computed in fp32.
-        labels: int64 [A].
+IDK = Objective(forget_idk=1.0, forget_refusal=1.0, retain_kl=4.0)
+"""Preference for a refusal, and the refusal itself. Bounded."""
 
-    Returns:
-        fp32 [A].
-    """
-    return -F.cross_entropy(logits.float(), labels, reduction="none")
-
-
-def kl_divergence(teacher_logits: torch.Tensor, student_logits: torch.Tensor) -> torch.Tensor:
-    """Semantics: out[a] = sum over v of p_a(v) (log p_a(v) - log q_a(v)), p = softmax(teacher), q = softmax(student).
-
-    Args:
-        teacher_logits: [A, V], any float dtype; computed in fp32.
-        student_logits: [A, V]; gradients flow into this one only, if the teacher's has none.
-
-    Returns:
-        fp32 [A], each >= 0 up to rounding.
-    """
-    log_p = F.log_softmax(teacher_logits.float(), dim=-1)
-    log_q = F.log_softmax(student_logits.float(), dim=-1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+RMU = Objective(forget_rmu=1.0, retain_rmu=1.0, retain_kl=1.0)
+"""Representation misdirection at the sites. Bounded."""
 
 
-def npo(log_p_student: torch.Tensor, log_p_teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    """Semantics: out[n] = 2/beta softplus(beta (log_p_student[n] - log_p_teacher[n])).
-
-    The log-probabilities are those of answers, not of single tokens: summed over the tokens of a gold string, averaged
-    over those of a long answer (as SimNPO does), see `FrozenOutputs.answer_log_probs`.
-    The gradient is 2 sigmoid(beta * difference) times that of log_p_student: 1 at first, as in gradient ascent, and
-    gone once the answer is several 1/beta nats less likely than before; as beta -> 0 it is gradient ascent.
-
-    Args:
-        log_p_student: fp32 [N].
-        log_p_teacher: fp32 [N], no gradient.
-        beta: > 0, per nat.
-
-    Returns:
-        fp32 [N], >= 0; 2/beta log 2 where student and teacher agree.
-    """
-    return 2.0 / beta * F.softplus(beta * (log_p_student - log_p_teacher))
-
-
-def sum_by_owner(values: torch.Tensor, owner: torch.Tensor, examples: int) -> torch.Tensor:
-    """Semantics: out[n] = sum of values[a] over a with owner[a] == n; values fp [A], owner int64 [A], out [examples].
-
-    A product with the one-hot owners: unlike scattered adds it sums in the same order at every run on every device.
-    """
-    return F.one_hot(owner, examples).to(values.dtype).T @ values
-
-
-def mean_by_owner(values: torch.Tensor, owner: torch.Tensor, examples: int) -> torch.Tensor:
-    """Semantics: as `sum_by_owner`, each sum divided by its number of terms (at least one)."""
-    counts = torch.bincount(owner, minlength=examples)
-    return sum_by_owner(values, owner, examples) / counts.clamp_min(1)
-
-
-def objective_loss(terms: dict[str, torch.Tensor], objective: Objective) -> torch.Tensor:
+def objective_loss(terms: Mapping[str, torch.Tensor], objective: Objective) -> torch.Tensor:
     """Semantics: sum over terms of sign x weight x term, the sign being -1 for forget_kl and forget_lm.
 
     Args:
@@ -137,6 +118,6 @@ def objective_loss(terms: dict[str, torch.Tensor], objective: Objective) -> torc
     Returns:
         A scalar.
     """
-    signs = {"forget_kl": -1.0, "forget_lm": -1.0}
+    signs = dict.fromkeys(_NEGATED, -1.0)
     weighted = [signs.get(name, 1.0) * getattr(objective, name) * term for name, term in terms.items()]
     return torch.stack(weighted).sum()

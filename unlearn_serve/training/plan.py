@@ -1,5 +1,6 @@
 """Which examples each step sees: fixed before the first step, so that a resumed run sees the same."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,23 @@ class StepPlan:
 
     closes_epoch: bool
     """Whether this step ends an epoch of the alternation; always False in the joint form."""
+
+
+def steps_of_epochs(
+    forget: int,
+    retain: int,
+    *,
+    schedule: Literal["joint", "alternate"],
+    forget_batch: int,
+    retain_batch: int,
+    epochs: int,
+) -> int:
+    """Return the micro-steps of `epochs` epochs of sets of so many examples.
+
+    alternate: one epoch of each set counts as one. joint: an epoch ends when both sets were gone through once.
+    """
+    passes = math.ceil(forget / forget_batch), math.ceil(retain / retain_batch)
+    return epochs * (sum(passes) if schedule == "alternate" else max(passes))
 
 
 def plan_steps(

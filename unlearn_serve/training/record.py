@@ -15,6 +15,8 @@ from unlearn_serve.format import (
     DataRef,
     Manifest,
     Provenance,
+    TwoStackManifest,
+    TwoStackSpec,
     deletion_ids,
     describe_adapter_dir,
     fingerprint_base_model,
@@ -24,7 +26,12 @@ from unlearn_serve.training.args import TrainArgs
 
 
 def build_manifest(
-    args: TrainArgs, directory: Path, sites: dict[int, str], outcome: dict[str, float | int | str | bool]
+    args: TrainArgs,
+    directory: Path,
+    sites: dict[int, str],
+    outcome: dict[str, float | int | str | bool],
+    *,
+    two_stacks: bool = False,
 ) -> Manifest:
     """Describe the adapter files in `directory`.
 
@@ -33,19 +40,24 @@ def build_manifest(
         directory: holds adapter_config.json and adapter_model.safetensors.
         sites: block index -> module path of the feed-forward network, for the adapter's blocks.
         outcome: how training ended, added to the provenance's objective.
+        two_stacks: the base is an encoder-decoder model.
 
     Raises:
         FormatError: the base model's folder, the files or the ids are not what the format allows.
     """
     files, tensors = describe_adapter_dir(directory)
-    (dtype,) = {spec.dtype for spec in tensors.values()}
+    (dtype,) = {one.dtype for one in tensors.values()}
     data: dict[str, DataRef] = {"forget": data_ref(args.forget)}
     if args.retain is not None:
         data["retain"] = data_ref(args.retain)
+    if args.holdout is not None:
+        data["holdout"] = data_ref(args.holdout)
+    kind: type[Manifest] = TwoStackManifest if two_stacks else Manifest
+    spec: type[AdapterSpec] = TwoStackSpec if two_stacks else AdapterSpec
     with one_line_errors("manifest.json"):
-        return Manifest(
+        return kind(
             base_model=fingerprint_base_model(args.model, name=args.model_name),
-            adapter=AdapterSpec(rank=args.rank, activation=args.activation, sites=sites, dtype=dtype, tensors=tensors),
+            adapter=spec(rank=args.rank, activation=args.activation, sites=sites, dtype=dtype, tensors=tensors),
             deletion_ids=deletion_ids(list(args.deletion_ids)),
             parents=(),
             provenance=Provenance(

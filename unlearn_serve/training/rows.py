@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from unlearn_serve.data import IGNORED, Encoded
 
@@ -45,6 +46,11 @@ class Row:
 
     owner: torch.Tensor
     """int64 [A]: which member (0..N-1) each answer token belongs to."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which answer tokens each member owns, bool [N, A]."""
+        return F.one_hot(self.owner, len(self.members)).bool().T
 
     def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the additive mask [1, 1, T, T] in `dtype`: 0 where a token may look, the lowest number elsewhere."""

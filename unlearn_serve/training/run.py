@@ -5,13 +5,13 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from rich.progress import Progress
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -25,16 +25,18 @@ from unlearn_serve.data import Example, read_examples
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import MANIFEST_NAME, fingerprint_base_model, write_manifest
 from unlearn_serve.fusion.grams import write_grams
-from unlearn_serve.layers import adapter_blocks, add_adapter, find_ffn_modules
+from unlearn_serve.layers import adapter_blocks, add_adapter, find_ffn_modules, has_two_stacks
 from unlearn_serve.training.answers import own_answers
 from unlearn_serve.training.args import TrainArgs
 from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgotten, TrainingLog, progress_bar
 from unlearn_serve.training.examples import TrainingSet, build_training_set
+from unlearn_serve.training.forms import Form, build_whole_set, load_model
 from unlearn_serve.training.frozen import FrozenOutputs
 from unlearn_serve.training.gram_hooks import record_grams
 from unlearn_serve.training.levels import Levels, measure
-from unlearn_serve.training.plan import plan_steps
+from unlearn_serve.training.plan import plan_steps, steps_of_epochs
 from unlearn_serve.training.record import build_manifest
+from unlearn_serve.training.target import holdout_level, retrained_level
 from unlearn_serve.training.trainer import UnlearnTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -70,17 +72,22 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
     settings = _training_arguments(args)
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, local_files_only=True)
+    base, form = load_model(args)
     base.eval().to(settings.device)
     paths = {block: path for block, (path, _) in find_ffn_modules(base).items()}
-    blocks = _blocks(args, sorted(paths))
+    blocks = _blocks(args, sorted(paths), two_stacks=has_two_stacks(base))
 
     checkpoint = get_last_checkpoint(settings.output_dir) if Path(settings.output_dir).is_dir() else None
     with progress_bar() as progress:
         progress.disable = settings.process_index > 0
-        examples = _examples(args, base, tokenizer, forget, retain, progress)
+        if form == "decoder":
+            examples = _examples(args, base, tokenizer, forget, retain, progress)
+        else:
+            examples = build_whole_set(forget, retain, base, tokenizer, form=form, max_length=args.max_length)
         model = add_adapter(base, rank=args.rank, activation=args.activation, blocks=blocks, seed=args.seed)
-        trainer, stop = _trainer(args, settings, model, examples, checkpoint, progress, callbacks)
+        args = _settled(args, model, tokenizer, examples, processes=settings.world_size)
+        settings.max_steps, settings.warmup_steps = args.max_steps, _warmup_steps(args)
+        trainer, stop = _trainer(args, settings, model, examples, form, checkpoint, progress, callbacks)
         trainer.train(resume_from_checkpoint=checkpoint)
         levels = _final_levels(args, trainer, examples, stop)
         task = progress.add_task("grams", total=len(examples.encoded))
@@ -89,6 +96,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             trainer.model_wrapped,
             trainer.outputs,
             range(len(examples.encoded)),
+            sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )
     trainer.save_model(str(args.out))
@@ -100,7 +108,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             "stopped_early": stop is not None and stop.reached is not None,
             **levels.as_dict(),
         }
-        write_manifest(args.out, build_manifest(args, args.out, sites, outcome))
+        write_manifest(args.out, build_manifest(args, args.out, sites, outcome, two_stacks=has_two_stacks(base)))
         shutil.rmtree(args.out / CHECKPOINTS_NAME, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return args.out
@@ -118,7 +126,7 @@ def _training_arguments(args: TrainArgs) -> TrainingArguments:
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(args.warmup * args.max_steps),
+        warmup_steps=_warmup_steps(args),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no" if args.save_steps is None else "steps",
@@ -137,7 +145,34 @@ def _training_arguments(args: TrainArgs) -> TrainingArguments:
     )
 
 
-def _blocks(args: TrainArgs, present: Sequence[int]) -> list[int]:
+def _warmup_steps(args: TrainArgs) -> int:
+    return math.ceil(args.warmup * args.max_steps)
+
+
+def _settled(
+    args: TrainArgs, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: TrainingSet, *, processes: int
+) -> TrainArgs:
+    """Put numbers in place of what depends on the data: steps for epochs, a target for a model that never saw them."""
+    if args.epochs is not None:
+        micro_steps = steps_of_epochs(
+            len(examples.forget),
+            len(examples.retain),
+            schedule=args.schedule,
+            forget_batch=args.forget_batch,
+            retain_batch=args.retain_batch,
+            epochs=args.epochs,
+        )
+        args = replace(args, max_steps=math.ceil(micro_steps / (args.gradient_accumulation * processes)))
+    if args.holdout is not None:
+        args = replace(args, forget_target=holdout_level(args, model, tokenizer))
+    elif args.retrained is not None:
+        args = replace(args, forget_target=retrained_level(args, model, examples))
+    return args
+
+
+def _blocks(args: TrainArgs, present: Sequence[int], *, two_stacks: bool) -> list[int]:
+    if two_stacks and args.blocks is None:
+        return list(present)
     if args.blocks is None:
         first, last = (round(share * len(present)) for share in args.depth)
         chosen = list(present[first:last])
@@ -176,6 +211,7 @@ def _examples(
         gold_only=args.gold_only,
         said=said if args.own_answers else lambda _: (),
         said_tokens=args.own_answer_tokens,
+        refusal=args.refusal if args.objective.refuses else None,
     )
 
 
@@ -184,6 +220,7 @@ def _trainer(
     settings: TrainingArguments,
     model: PeftModel,
     examples: TrainingSet,
+    form: Form,
     checkpoint: str | None,
     progress: Progress,
     callbacks: Sequence[TrainerCallback],
@@ -204,6 +241,7 @@ def _trainer(
         examples.encoded,
         with_logits=kl_on,
         first_block=min(adapter_blocks(model)),
+        form=form,
         # Processes must run the same number of passes where they gather weights together: a row each then.
         row_tokens=args.row_tokens if settings.world_size == 1 else _UNSPLIT,
         cache_bytes=args.cache_mb * 2**20,
@@ -233,6 +271,7 @@ def _trainer(
         plans=plans,
         outputs=outputs,
         objective=args.objective,
+        refusals=examples.refusals,
         callbacks=[*own, *callbacks],
         advance=lambda n: progress.advance(task, n),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,16 +15,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.layers import save_adapter
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.objectives import (
-    Objective,
-    kl_divergence,
-    mean_by_owner,
-    npo,
-    objective_loss,
-    token_log_probs,
-)
+from unlearn_serve.training.objectives import Objective, objective_loss
 from unlearn_serve.training.plan import StepPlan
 from unlearn_serve.training.rows import Row
+from unlearn_serve.training.site_states import SiteStates
+from unlearn_serve.training.terms import drift, idk, kl, lm_loss, misdirection, npo, simnpo
 
 WATCHED = ("forget_probability", "retain_probability")
 """Levels that a step yields beside the objective's terms, at no further cost."""
@@ -59,10 +54,22 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         plans: Sequence[StepPlan],
         outputs: FrozenOutputs,
         objective: Objective,
+        refusals: Mapping[int, int],
         callbacks: Sequence[TrainerCallback],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`outputs`: filled at the first step. `advance`: called meanwhile with the number of examples done."""
+        """Prepare training.
+
+        Args:
+            model: with one trainable adapter.
+            args: transformers' settings.
+            plans: micro-steps in order.
+            outputs: filled at the first step.
+            objective: what to minimise.
+            refusals: by forgotten example, the example that refuses its prompt.
+            callbacks: transformers callbacks.
+            advance: called while `outputs` is filled with the number of examples done.
+        """
         super().__init__(
             model=model,
             args=args,
@@ -73,6 +80,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         self.outputs = outputs
         self.objective = objective
         self.last_terms: dict[str, float] = {}
+        self._refusals = refusals
+        self._states = SiteStates(model, seed=args.seed)
         self._advance = advance
         self._filled = False
 
@@ -107,35 +116,67 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
     def _forget_terms(self, model: nn.Module, members: Sequence[int]) -> dict[str, torch.Tensor]:
         weights = self.objective
         found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        ratios: list[torch.Tensor] = []
         for row in self.outputs.rows(members) if members else ():
-            logits = self.outputs.student_logits(model, row)
-            log_probs = self.outputs.log_probs(row, logits)
-            answers = self.outputs.answer_log_probs(row, log_probs)
+            logits, student, teacher = self._pass(model, row, with_states=bool(weights.forget_rmu))
+            answers = self.outputs.answers(row, logits)
             if weights.forget_npo:
-                found["forget_npo"].append(npo(answers, self.outputs.teacher_log_probs(row), weights.npo_beta))
+                found["forget_npo"].append(npo(answers, weights.npo_beta))
+            if weights.forget_simnpo:
+                found["forget_simnpo"].append(simnpo(answers, weights.simnpo_beta, weights.simnpo_margin))
+            if weights.forget_idk:
+                ratios.append(answers.log_ratios())
+            if weights.forget_rmu:
+                per_site = [
+                    misdirection(student[s], teacher[s], row.mask, self._states.direction(s), weights.rmu_strength)
+                    for s in student
+                ]
+                found["forget_rmu"].append(torch.stack(per_site).mean(0))
             if weights.forget_kl:
                 found["forget_kl"].append(self._kl(model, row, logits))
             if weights.forget_lm:
-                found["forget_lm"].append(-mean_by_owner(log_probs, row.owner, len(row.members)))
-            found["forget_probability"].append(answers.exp())
+                found["forget_lm"].append(lm_loss(answers))
+            found["forget_probability"].append(answers.log_probs().exp())
+        if weights.refuses and members:
+            rows = self.outputs.rows([self._refusals[member] for member in members])
+            refusals = [self.outputs.answers(row, self.outputs.student_logits(model, row)) for row in rows]
+            if weights.forget_idk:
+                refused = torch.cat([one.log_ratios() for one in refusals])
+                found["forget_idk"].append(idk(refused, torch.cat(ratios), weights.idk_beta))
+            if weights.forget_refusal:
+                found["forget_refusal"].extend(lm_loss(one) for one in refusals)
         return {name: torch.cat(values).mean() for name, values in found.items()}
 
     def _retain_terms(self, model: nn.Module, members: Sequence[int]) -> dict[str, torch.Tensor]:
         weights = self.objective
         found: dict[str, list[torch.Tensor]] = defaultdict(list)
         for row in self.outputs.rows(members) if members else ():
-            logits = self.outputs.student_logits(model, row)
-            per_token = mean_by_owner(token_log_probs(logits, row.labels), row.owner, len(row.members))
+            logits, student, teacher = self._pass(model, row, with_states=bool(weights.retain_rmu))
+            answers = self.outputs.answers(row, logits)
             if weights.retain_kl:
                 found["retain_kl"].append(self._kl(model, row, logits))
             if weights.retain_task:
-                found["retain_task"].append(-per_token)
-            found["retain_probability"].append(per_token.exp())
+                found["retain_task"].append(lm_loss(answers))
+            if weights.retain_rmu:
+                per_site = [drift(student[s], teacher[s], row.mask) for s in student]
+                found["retain_rmu"].append(torch.stack(per_site).mean(0))
+            found["retain_probability"].append(answers.log_probs().exp())
         return {name: torch.cat(values).mean() for name, values in found.items()}
 
+    def _pass(
+        self, model: nn.Module, row: Row, *, with_states: bool
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """The student's logits [A, V] and, by block, the states [A, d] of student and teacher (one more pass)."""
+        if not with_states:
+            return self.outputs.student_logits(model, row), {}, {}
+        with torch.no_grad(), self.model.disable_adapter(), self._states.record(row.predictors) as teacher:
+            self.outputs.student_logits(model, row)
+        with self._states.record(row.predictors) as student:
+            logits = self.outputs.student_logits(model, row)
+        return logits, student, teacher
+
     def _kl(self, model: nn.Module, row: Row, logits: torch.Tensor) -> torch.Tensor:
-        divergence = kl_divergence(self.outputs.teacher_logits(model, row), logits)
-        return mean_by_owner(divergence, row.owner, len(row.members))
+        return kl(logits, self.outputs.teacher_logits(model, row).float().log_softmax(-1), row.mask)
 
     def _get_train_sampler(self, train_dataset: Dataset[StepPlan] | None = None) -> SequentialSampler:
         return SequentialSampler(cast(PlannedSteps, train_dataset or self.train_dataset))

@@ -1,0 +1,116 @@
+"""Child processes that are measured: started in a session of their own, watched through /proc, ended by pid."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+STOP_SECONDS = 20.0
+
+
+class BenchmarkError(Exception):
+    """A measurement cannot be made; the message says which and why."""
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without settings of vLLM or of ours, and with `more`.
+
+    The variables of `machine.THREAD_VARIABLES` stay: every line names them.
+    """
+    drop = ("VLLM_", "UNLEARN_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop) or k == "VLLM_CPU_OMP_THREADS_BIND"}
+    return {**kept, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **more}
+
+
+class Measured:
+    """A child process and all its descendants."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=stdin,
+                stdout=out if stdout is None else stdout,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    def require_alive(self) -> None:
+        """Raise BenchmarkError where the process has ended."""
+        if self.process.poll() is not None:
+            raise BenchmarkError(
+                f"{self.name}: the process ended with status {self.process.returncode}; last lines of {self.log}:\n"
+                + "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+            )
+
+    def group(self) -> list[psutil.Process]:
+        """Return the process and its descendants that are alive."""
+        try:
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def reset_peak(self) -> None:
+        """Let the kernel count each process's peak resident memory from now on."""
+        for process in self.group():
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peak_mib(self) -> float:
+        """Return the sum over the group of each process's peak resident memory since `reset_peak`, in MiB."""
+        return sum(_status_kib(process.pid, "VmHWM") for process in self.group()) / 1024
+
+    def busy_fraction(self, seconds: float) -> float:
+        """Return the cores that the group keeps busy, over `seconds` from now."""
+        before = _cpu_seconds(self.group())
+        time.sleep(seconds)
+        return (_cpu_seconds(self.group()) - before) / seconds
+
+    def stop(self) -> None:
+        """End the group, gently first; safe to call again."""
+        group = self.group()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(group, timeout=STOP_SECONDS)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=STOP_SECONDS)
+        self.process.wait(STOP_SECONDS)
+
+
+def _status_kib(pid: int, field: str) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def _cpu_seconds(group: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for process in group:
+        try:
+            times = process.cpu_times()
+            total += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return total

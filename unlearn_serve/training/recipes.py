@@ -1,0 +1,49 @@
+"""The named objectives with the settings that belong to them: what `unlearn-serve train --objective NAME` chooses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from unlearn_serve.training.args import TrainArgs
+from unlearn_serve.training.objectives import EUL, GRAD_DIFF, IDK, NPO, RMU, SIMNPO, Objective
+
+Name = Literal["npo", "eul", "simnpo", "grad-diff", "idk", "rmu"]
+NAMES: tuple[Name, ...] = get_args(Name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An objective, and what else differs from `TrainArgs`' defaults."""
+
+    objective: Objective
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, **given: Any) -> TrainArgs:
+        """Return the arguments of a run: those given, then the recipe's, then the defaults of `TrainArgs`."""
+        return TrainArgs(**{"objective": self.objective, **self.settings, **given})
+
+
+RECIPES: Mapping[Name, Recipe] = MappingProxyType(
+    {
+        "npo": Recipe(objective=NPO),
+        # As published: no early stop, whole answers, a layer in every block, alternating epochs.
+        "eul": Recipe(
+            objective=EUL,
+            settings={
+                "schedule": "alternate",
+                "learning_rate": 5e-5,
+                "warmup": 0.06,
+                "epochs": 5,
+                "depth": (0.0, 1.0),
+                "gold_only": False,
+                "own_answers": False,
+                "forget_target": None,
+            },
+        ),
+        "simnpo": Recipe(objective=SIMNPO),
+        "grad-diff": Recipe(objective=GRAD_DIFF),
+        "idk": Recipe(objective=IDK, settings={"gold_only": False, "forget_target": None}),  # its answers stay likely
+        "rmu": Recipe(objective=RMU),
+    }
+)
