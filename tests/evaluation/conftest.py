@@ -1,19 +1,9 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from data.tiny_tokenizer import byte_tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices of a dozen rows: waking threads costs more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

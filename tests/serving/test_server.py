@@ -295,7 +295,36 @@ def test_tokens_are_counted_under_the_release_they_were_computed_under(
     )
     assert after["generated"] - before["generated"] == usage["completion_tokens"] == 11
     assert after["prompt"] - before["prompt"] == usage["prompt_tokens"]
+    labels = {"release": release, "generation": str(generation)}
     assert _sample(server, "unlearn_generation", channel=CHANNEL) == generation
+    assert _sample(server, "unlearn_live", channel=CHANNEL, **labels) == 1
+    assert _sample(server, "unlearn_finished_requests_total", **labels, reason="length") >= 1
+    assert _sample(server, "unlearn_requests_total", release=release, status="200") >= 1
+
+
+def test_metrics_tell_of_a_swap(server: Server, follow: Callable[[], str]) -> None:
+    swaps = {"mode": "recompute", "outcome": "live"}
+    histograms = ("stage", "stall", "publish_to_live")
+
+    def counts() -> list[float]:
+        return [
+            _sample(server, "unlearn_swaps_total", **swaps),
+            *(_sample(server, f"unlearn_{name}_seconds_count") for name in histograms),
+        ]
+
+    before, earlier = counts(), server.status()["live"]
+    follow()
+
+    # The swap is live a moment before it is counted.
+    wait_until(lambda: counts() == [count + 1 for count in before], "the swap is counted")
+    assert all(_sample(server, f"unlearn_{name}_seconds_sum") > 0 for name in histograms)
+    assert _sample(server, "unlearn_drain_seconds_count") == 0
+    gone = {"channel": CHANNEL, "release": earlier["release"], "generation": str(earlier["generation"])}
+    assert _sample(server, "unlearn_live", **gone) == 0
+    assert _sample(server, "unlearn_store_reachable") == 1
+    looked = _sample(server, "unlearn_last_poll_timestamp_seconds")
+    assert looked > earlier["since"]
+    wait_until(lambda: _sample(server, "unlearn_last_poll_timestamp_seconds") > looked, "it looks again")
 
 
 def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
@@ -307,10 +336,15 @@ def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
     with _refusal(server, folder, release, store, "DigestError"):
+        swaps = {"mode": "drain", "outcome": "refused"}
+        before = _sample(server, "unlearn_swaps_total", **swaps)
         with server.client() as client:
-            answer = client.post("/v1/unlearning/apply")
+            answer = client.post("/v1/unlearning/apply", json={"mode": "drain"})
         assert answer.status_code == 409
         assert "DigestError" in answer.text
+        assert _sample(server, "unlearn_swaps_total", **swaps) == before + 1
+        assert _sample(server, "unlearn_refusals_total", of="channel", error="SwapError") >= 1
+        assert _sample(server, "unlearn_refused") == 1
 
     assert publish("corrupt", scale=0.3) == release, "publishing again repairs the stored bytes"
     with server.client() as client:
@@ -318,6 +352,15 @@ def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
     status = server.wait_live(store.channel(CHANNEL).generation)
     assert status["live"]["release"] == release
     assert status["refused"] is None
+    assert _sample(server, "unlearn_refused") == 0
+
+
+def test_apply_takes_only_the_modes_there_are(server: Server) -> None:
+    with server.client() as client:
+        answer = client.post("/v1/unlearning/apply", json={"mode": "hurry"})
+
+    assert answer.status_code == 400
+    assert "'recompute', 'drain' or 'abort'" in answer.text
 
 
 def test_a_release_for_another_base_model_is_refused(
@@ -355,6 +398,7 @@ def test_it_serves_on_while_the_store_is_away(server: Server, folder: Path, foll
     with _store_away(folder):
         error = wait_until(lambda: server.status()["store_error"], "the absence is noticed")
         response = _complete(server, "/v1/completions", prompt=PROMPT)
+        assert _sample(server, "unlearn_store_reachable") == 0
         with server.client() as client:
             apply = client.post("/v1/unlearning/apply")
             rollback = client.post("/v1/unlearning/rollback", json={})
@@ -374,7 +418,8 @@ def restarted(server: Server, folder: Path, store: Store) -> Iterator[tuple[Serv
     """The server, stopped and started anew while its store is away, and with no keys; with what was live before."""
     status = server.wait_live(store.channel(CHANNEL).generation)
     server.stop()
-    command = serve_command(ensure_checkpoint(), folder / "store", folder / "state", "--max-rank", str(MAX_RANK))
+    flags = ("--max-rank", str(MAX_RANK), "--swap-mode", "abort")
+    command = serve_command(ensure_checkpoint(), folder / "store", folder / "state", *flags)
     with _store_away(folder), running(command, log=folder / "restarted.log", headers={}) as started:
         started.wait_ready()
         yield started, status["live"]
@@ -406,6 +451,28 @@ def test_with_no_admin_key_set_nobody_is_let_in(
     assert "UNLEARN_ADMIN_KEY" in response.text
 
 
+def test_in_mode_abort_a_swap_ends_what_runs_and_serves_what_comes(
+    restarted: tuple[Server, dict[str, Any]], folder: Path, store: Store, releases: tuple[str, str]
+) -> None:
+    server, live = restarted
+    new, begun = _other(releases, live["release"]), Event()
+
+    with _store_back(folder), ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(stream_chat, server, "Tell me a long story.", tokens=450, begun=begun.set)
+        assert begun.wait(GENEROUS_SECONDS)
+        generation = store.promote(new, CHANNEL, actor="test").generation
+        ended = stream.result(GENEROUS_SECONDS)
+        wait_until(lambda: _sample(server, "unlearn_generation", channel=CHANNEL) == generation, "it goes live")
+
+    assert (ended.release, ended.finish_reason) == (live["release"], "abort")
+    assert 0 < ended.completion_tokens < 450
+    labels = {"release": live["release"], "generation": str(live["generation"])}
+    assert _sample(server, "unlearn_finished_requests_total", **labels, reason="abort") == 1
+    assert _complete(server, "/v1/completions", prompt=PROMPT).headers["x-unlearn-release"] == new
+    swap = wait_until(lambda: [r for r in _audit(_audit_log(folder)) if r.generation == generation], "it is noted")[-1]
+    assert (swap.event, swap.mode, swap.previous_release) == ("swap", "abort", live["release"])
+
+
 @contextmanager
 def _store_away(folder: Path) -> Iterator[None]:
     (folder / "store").rename(folder / "away")
@@ -413,6 +480,15 @@ def _store_away(folder: Path) -> Iterator[None]:
         yield
     finally:
         (folder / "away").rename(folder / "store")
+
+
+@contextmanager
+def _store_back(folder: Path) -> Iterator[None]:
+    (folder / "away").rename(folder / "store")
+    try:
+        yield
+    finally:
+        (folder / "store").rename(folder / "away")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
 from unlearn_serve.errors import SwapError
 from unlearn_serve.serving.config import SwapMode
-from unlearn_serve.serving.swap import Swapper, SwapUndone
+from unlearn_serve.serving.swap import Swapper, SwapTimes, SwapUndone
 from unlearn_serve.store import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.model]
@@ -64,6 +64,27 @@ class FailsOnce:
 
     async def _fail(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("injected")
+
+
+class HangsOncePaused:
+    """An engine client that pauses, and then keeps the swap waiting, so that it can be cancelled right there."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.paused = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def pause_generation(self, **how: Any) -> None:
+        pausing = asyncio.ensure_future(self._engine.pause_generation(**how))
+        try:
+            while not await self._engine.is_paused():
+                await asyncio.sleep(0.001)
+            self.paused.set()
+            await asyncio.Event().wait()
+        finally:
+            pausing.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +154,12 @@ async def _swap_under_streams(
     *,
     mode: SwapMode = "recompute",
     drain_timeout_seconds: float = 300,
-) -> list[Stream]:
-    """Run all streams, swap when each has some tokens, and return them finished."""
+    cancelled_at: asyncio.Event | None = None,
+) -> tuple[list[Stream], SwapTimes | None]:
+    """Run all streams, swap when each has some tokens, and return them finished.
+
+    With `cancelled_at`, the swap is cancelled at that event, and there are no times.
+    """
     streams = [Stream(prompt) for prompt in prompts]
     enough = asyncio.Event()
 
@@ -152,9 +177,15 @@ async def _swap_under_streams(
     tasks = [asyncio.create_task(run(number, stream)) for number, stream in enumerate(streams)]
     await enough.wait()
     swapper = Swapper(client, stage_timeout_seconds=30, drain_timeout_seconds=drain_timeout_seconds)
-    await swapper.swap(to, previous=previous, when_live=mark, mode=mode)
+    swap = asyncio.create_task(swapper.swap(to, previous=previous, when_live=mark, mode=mode))
+    if cancelled_at is not None:
+        await cancelled_at.wait()
+        swap.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+    times = await swap if cancelled_at is None else None
     await asyncio.gather(*tasks)
-    return streams
+    return streams, times
 
 
 async def _first_difference(engine: Any, stream: Stream, tag: str) -> float | None:
@@ -180,7 +211,9 @@ def test_streams_continue_as_if_computed_afresh_under_the_new_release(
     first, second = releases[1]
 
     async def scenario() -> None:
-        streams = await _swap_under_streams(engine, engine, prompts, second, first, "good")
+        streams, times = await _swap_under_streams(engine, engine, prompts, second, first, "good")
+        assert times is not None
+        assert (times.mode, times.drain_ms, times.drained) == ("recompute", None, None)
         assert [stream.finished for stream in streams] == ["length"] * STREAMS
         assert [len(stream.tokens) for stream in streams] == [TOKENS] * STREAMS
         assert all(10 <= stream.tokens_at_swap < TOKENS for stream in streams)
@@ -197,7 +230,7 @@ def test_the_same_check_sees_a_swap_that_keeps_stale_kv(
 
     async def scenario() -> None:
         await engine.reset_prefix_cache()
-        streams = await _swap_under_streams(engine, KeepsStaleKV(engine), prompts, first, second, "stale")
+        streams, _ = await _swap_under_streams(engine, KeepsStaleKV(engine), prompts, first, second, "stale")
         await engine.reset_prefix_cache()
         differences = [await _first_difference(engine, stream, f"fresh-stale-{i}") for i, stream in enumerate(streams)]
         assert any(difference is not None and difference >= TIE for difference in differences), differences
@@ -225,18 +258,32 @@ def test_prefix_cache_serves_nothing_from_before_the_swap(
     loop.run_until_complete(scenario())
 
 
-def test_a_failure_after_the_flip_is_undone_on_every_worker(
-    engine: Any, loop: asyncio.AbstractEventLoop, releases: tuple[Path, list[str]], prompts: list[list[int]]
+@pytest.mark.parametrize(
+    ("mode", "failing"),
+    [
+        ("recompute", "reset_prefix_cache"),
+        ("drain", "pause_generation"),
+        ("drain", "reset_prefix_cache"),
+        ("abort", "reset_prefix_cache"),
+    ],
+)
+def test_a_failure_before_or_after_the_flip_is_undone_on_every_worker(
+    engine: Any,
+    loop: asyncio.AbstractEventLoop,
+    releases: tuple[Path, list[str]],
+    prompts: list[list[int]],
+    mode: SwapMode,
+    failing: str,
 ) -> None:
     first, second = releases[1]
 
     async def scenario() -> None:
-        swapper = Swapper(FailsOnce(engine, "reset_prefix_cache"), stage_timeout_seconds=30)
+        swapper = Swapper(FailsOnce(engine, failing), stage_timeout_seconds=30)
         with pytest.raises(SwapUndone, match=rf"injected; {second} keeps serving"):
-            await swapper.swap(first, previous=second, when_live=lambda: pytest.fail("it is not live"))
+            await swapper.swap(first, previous=second, when_live=lambda: pytest.fail("it is not live"), mode=mode)
         assert [worker["release"] for worker in await swapper.workers()] == [second]
         assert not await engine.is_paused()
-        async for output in _generate(engine, prompts[0], "still-serving", max_tokens=3):
+        async for output in _generate(engine, prompts[0], f"still-serving-{mode}-{failing}", max_tokens=3):
             finished = output.finished
         assert finished
 
@@ -283,8 +330,10 @@ def test_drain_lets_running_requests_finish_under_the_earlier_release(
                 late.extend(output.outputs[0].token_ids)
 
         late_task = asyncio.create_task(ask_while_draining())
-        streams = await _swap_under_streams(engine, engine, prompts, new, old, "drain", mode="drain")
+        streams, times = await _swap_under_streams(engine, engine, prompts, new, old, "drain", mode="drain")
         await late_task
+        assert times is not None
+        assert times.drained is True
         assert [stream.tokens_at_swap for stream in streams] == [TOKENS] * STREAMS, "nothing ran on under the new one"
         under_new = await _difference_from_one_release(engine, Stream(prompts[0], late), "late-again")
         assert under_new is None or under_new < TIE
@@ -304,13 +353,44 @@ def test_a_drain_that_takes_too_long_becomes_a_recompute(
     async def scenario() -> None:
         (worker,) = await Swapper(engine, stage_timeout_seconds=30).workers()
         old, new = (first, second) if worker["release"] == first else (second, first)
-        streams = await _swap_under_streams(
+        streams, times = await _swap_under_streams(
             engine, engine, prompts, new, old, "slow-drain", mode="drain", drain_timeout_seconds=0.05
         )
+        assert times is not None
+        assert times.drained is False
         assert [len(stream.tokens) for stream in streams] == [TOKENS] * STREAMS
         assert any(stream.tokens_at_swap < TOKENS for stream in streams)
         differences = [await _first_difference(engine, stream, f"slow-{i}") for i, stream in enumerate(streams)]
         assert all(difference is None or difference < TIE for difference in differences), differences
+
+    loop.run_until_complete(scenario())
+
+
+@pytest.mark.parametrize("mode", ["recompute", "drain", "abort"])
+def test_a_cancelled_swap_leaves_the_earlier_release_serving(
+    engine: Any,
+    loop: asyncio.AbstractEventLoop,
+    releases: tuple[Path, list[str]],
+    prompts: list[list[int]],
+    mode: SwapMode,
+) -> None:
+    """Left paused, every request would hang, and no error would say so."""
+    first, second = releases[1]
+
+    async def scenario() -> None:
+        swapper = Swapper(engine, stage_timeout_seconds=30)
+        (worker,) = await swapper.workers()
+        old, new = (first, second) if worker["release"] == first else (second, first)
+        tag = f"cancelled-{mode}"
+        client = HangsOncePaused(engine)
+        streams, _ = await _swap_under_streams(
+            engine, client, prompts, new, old, tag, mode=mode, cancelled_at=client.paused
+        )
+        assert not await engine.is_paused()
+        assert [worker["release"] for worker in await swapper.workers()] == [old]
+        assert [stream.finished for stream in streams] == ["abort" if mode == "abort" else "length"] * STREAMS
+        difference = await _difference_from_one_release(engine, streams[0], f"{tag}-again")
+        assert difference is None or difference < TIE
 
     loop.run_until_complete(scenario())
 
@@ -324,7 +404,7 @@ def test_abort_ends_running_requests_and_serves_the_next_under_the_new_release(
         swapper = Swapper(engine, stage_timeout_seconds=30)
         (worker,) = await swapper.workers()
         old, new = (first, second) if worker["release"] == first else (second, first)
-        streams = await _swap_under_streams(engine, engine, prompts, new, old, "abort", mode="abort")
+        streams, _ = await _swap_under_streams(engine, engine, prompts, new, old, "abort", mode="abort")
         assert [stream.finished for stream in streams] == ["abort"] * STREAMS
         assert all(len(stream.tokens) < TOKENS for stream in streams)
         assert (await swapper.workers())[0]["release"] == new

@@ -168,10 +168,30 @@ class TestEngineClient:
     def test_it_has_the_configuration(self) -> None:
         require("vllm_config" in EngineClient.__annotations__, "EngineClient.vllm_config")
 
-    def test_pause_can_keep_requests(self) -> None:
+    def test_pause_can_keep_abort_or_wait_for_requests(self) -> None:
+        from vllm.v1.core.sched.interface import PauseState
         from vllm.v1.engine import PauseMode
+        from vllm.v1.engine.core import EngineCoreProc
 
-        require("keep" in get_args(PauseMode), "pause_generation(mode='keep')")
+        require({"keep", "abort", "wait"} <= set(get_args(PauseMode)), "the modes of pause_generation")
+        require({"PAUSED_ALL", "PAUSED_NEW"} <= set(PauseState.__members__), "PauseState")
+        source = inspect.getsource(EngineCoreProc.pause_scheduler)
+        require('PauseState.PAUSED_ALL if mode == "keep" else PauseState.PAUSED_NEW' in source, "what a wait lets run")
+
+    def test_a_wait_that_was_given_up_ends_with_a_later_pause(self) -> None:
+        """A drain that takes too long: its call is cancelled, and its answer, when it comes, must do no harm."""
+        from vllm.v1.engine import UtilityOutput
+        from vllm.v1.engine.core import EngineCoreProc
+        from vllm.v1.engine.core_client import _process_utility_output
+
+        async def answer_a_cancelled_call() -> None:
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            _process_utility_output(UtilityOutput(call_id=1, failure_message="failed"), {1: future})
+
+        asyncio.run(answer_a_cancelled_call())
+        source = inspect.getsource(EngineCoreProc._notify_idle_state_callbacks)
+        require("while self._idle_state_callbacks:" in source, "the engine, once idle, answers every pause")
 
     def test_a_reset_preempts_running_requests_and_drops_their_output_in_flight(self) -> None:
         from vllm.v1.core.sched.scheduler import Scheduler
@@ -304,6 +324,19 @@ class TestStatLogger:
         stats = IterationStats()
         require(stats.num_prompt_tokens == 0, "IterationStats.num_prompt_tokens")
         require(stats.num_generation_tokens == 0, "IterationStats.num_generation_tokens")
+        require(stats.finished_requests == [], "IterationStats.finished_requests")
+
+    def test_finish_reasons(self) -> None:
+        from vllm.v1.engine import FinishReason
+        from vllm.v1.metrics.stats import FinishedRequestStats
+
+        names = [str(FinishedRequestStats(finish_reason=reason).finish_reason) for reason in FinishReason]
+        require({"stop", "length", "abort"} <= set(names), f"finish reasons as text, got {names}")
+
+    def test_scheduler_stats(self) -> None:
+        from vllm.v1.metrics.stats import SchedulerStats
+
+        require(SchedulerStats().running_lora_adapters == {}, "SchedulerStats.running_lora_adapters")
 
 
 class TestCommandLine:

@@ -2,12 +2,8 @@ from pathlib import Path
 
 import pytest
 from format.tiny import write_adapter
-from hypothesis import HealthCheck, settings
 
 from unlearn_serve.store import Store
-
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from unlearn_serve.cli.store import ChannelOption, StoreOption
 from unlearn_serve.cli.trust import TrustedOption
 from unlearn_serve.errors import ServingError
 from unlearn_serve.format.keys import read_public_key
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, SwapMode
+from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, DRAIN_TIMEOUT_SECONDS, SwapMode
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -31,11 +31,13 @@ def serve(
     allow_plain: Annotated[
         bool, typer.Option("--allow-plain", help="Start on the plain model where the channel names no release yet.")
     ] = False,
-    max_rank: Annotated[int, typer.Option(help="Largest rank of a release; sizes the buffers.")] = 128,
+    max_rank: Annotated[int, typer.Option(min=1, max=1024, help="Largest rank of a release; sizes the buffers.")] = 128,
     swap_mode: Annotated[
         SwapMode, typer.Option(help="What a swap does with running requests: recompute, drain or abort.")
     ] = "recompute",
-    drain_timeout: Annotated[float, typer.Option(help="Longest drain, in seconds; recompute follows.")] = 60.0,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, max=3600, help="Longest drain, in seconds; recompute follows.")
+    ] = DRAIN_TIMEOUT_SECONDS,
     routes: Annotated[
         int, typer.Option(help="Releases that requests may name and that are served at a time; 0: only the channel's.")
     ] = 0,

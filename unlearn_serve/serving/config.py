@@ -17,9 +17,9 @@ ADMIN_HEADER = "X-Unlearn-Admin-Key"
 ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
 """Environment variable with the admin key. Without it the admin endpoints answer 403: a key is never optional."""
 
-
 SwapMode = Literal["recompute", "drain", "abort"]
-"""What becomes of running requests when the release changes, see `Swapper`."""
+"""What becomes of running requests when the release changes, see `Swapper.swap`."""
+DRAIN_TIMEOUT_SECONDS = 60.0
 
 
 def default_state_dir() -> Path:
@@ -39,7 +39,9 @@ class ServingConfig(BaseModel):
     poll_seconds: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks at the channel.")
     stage_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds a worker may take to stage.")
     swap_mode: SwapMode = Field(default="recompute", description="What a swap does with running requests.")
-    drain_timeout_seconds: float = Field(default=60.0, gt=0, description="Longest drain; recompute follows.")
+    drain_timeout_seconds: float = Field(
+        default=DRAIN_TIMEOUT_SECONDS, ge=0, le=3600, description="Longest drain; recompute follows."
+    )
     routes: int = Field(default=0, ge=0, le=256, description="Routes that are resident at a time; 0 turns them off.")
     route_aliases: dict[str, str] = Field(default_factory=dict, description="Names for routes: alias -> digest.")
     allow_uncovered_routes: bool = Field(

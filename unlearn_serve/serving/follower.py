@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from unlearn_serve.errors import SwapError, UnlearnServeError
 from unlearn_serve.serving import metrics
 from unlearn_serve.serving.config import ServingConfig, SwapMode
+from unlearn_serve.serving.followed_store import FollowedStore
 from unlearn_serve.serving.last_applied import LastApplied
-from unlearn_serve.serving.ledger import count_under
 from unlearn_serve.serving.live import Live
 from unlearn_serve.serving.records import AuditLog, Event, SwapRecord, now
-from unlearn_serve.serving.swap import SwapBroken, Swapper, SwapTimes
+from unlearn_serve.serving.swap import SwapBroken, Swapper, SwapTimes, SwapUndone
 from unlearn_serve.serving.vllm_internals import set_system_fingerprint
-from unlearn_serve.store import ChannelEntry, Store
+from unlearn_serve.store import ChannelEntry
 
 logger = logging.getLogger("vllm.unlearn_serve")
 
@@ -26,24 +27,34 @@ class Follower:
     """Polls the channel and applies its newest entry; one swap at a time."""
 
     def __init__(
-        self, *, config: ServingConfig, swapper: Swapper, live: Live, app_state: Any, last_applied: LastApplied
+        self,
+        *,
+        config: ServingConfig,
+        swapper: Swapper,
+        live: Live,
+        app_state: Any,
+        last_applied: LastApplied,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Put the parts together. `clock` gives seconds; it decides when what was refused is tried again."""
         self.config = config
         self.swapper = swapper
         self.live = live
         self.audit = AuditLog(config.state_path / "audit.jsonl")
         self._app_state = app_state
         self._last_applied = last_applied
+        self._clock = clock
+        self._store = FollowedStore(config.open_store)
         self._lock = asyncio.Lock()
+        self._applying: set[asyncio.Task[SwapRecord | None]] = set()
         self._seen_generation = live.generation
         self._retry_at = 0.0
-        self._opened: Store | None = None
 
     async def run(self) -> None:
         """Poll until cancelled, or broken. No other failure ends it: no deletion would go live any more, unnoticed."""
         while not self.live.broken:
             try:
-                await self.apply_newest(again=time.monotonic() >= self._retry_at)
+                await self.apply_newest(again=self._clock() >= self._retry_at)
             except UnlearnServeError as error:
                 logger.error("unlearn-serve: %s", error)
             except Exception:
@@ -53,6 +64,8 @@ class Follower:
     async def apply_newest(self, *, again: bool, mode: SwapMode | None = None) -> SwapRecord | None:
         """Swap to the channel's newest entry; None where it is live already or the store cannot be read.
 
+        Once begun it is not cut short: where the caller is cancelled (a client that hangs up), it goes on to its end.
+
         Args:
             again: try once more what was refused before; otherwise that gives None.
             mode: what to do with running requests; None is the server's `swap_mode`.
@@ -60,6 +73,12 @@ class Follower:
         Raises:
             UnlearnServeError: the entry was refused; the live release keeps serving.
         """
+        task = asyncio.create_task(self._apply_newest(again=again, mode=mode))
+        self._applying.add(task)  # the event loop itself holds only weak references to tasks
+        task.add_done_callback(self._applying.discard)
+        return await asyncio.shield(task)
+
+    async def _apply_newest(self, *, again: bool, mode: SwapMode | None) -> SwapRecord | None:
         async with self._lock:
             if self.live.broken:
                 raise SwapError(self.live.broken)
@@ -67,12 +86,10 @@ class Follower:
             entry = await self._read_newest(self.live.generation if refused else self._seen_generation)
             if entry is None:
                 return None
-            self._seen_generation = entry.generation
             return await self._apply(entry, mode or self.config.swap_mode)
 
     async def begin(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...], *, from_store: bool) -> None:
         """Name what the workers started on; called once, before the server is ready."""
-        self._seen_generation = entry.generation if entry else 0
         self._name_live(entry, deletion_ids)
         if entry is not None and from_store:
             await self._remember(entry)
@@ -80,31 +97,25 @@ class Follower:
 
     async def _read_newest(self, after: int) -> ChannelEntry | None:
         try:
-            entry = await asyncio.to_thread(lambda: self._store().channel_after(self.config.channel, after))
-        except UnlearnServeError as error:
-            self._opened = None  # whatever is wrong with the connection, the next look makes a new one
-            metrics.STORE_REACHABLE.set(0)
+            entry = await self._store.call(lambda store: store.channel_after(self.config.channel, after))
+        except Exception as error:  # an unexpected one too: whoever looks at the status must see it
+            metrics.note_look(found=False)
+            message = str(error) if isinstance(error, UnlearnServeError) else f"unexpected {error!r}"
             if self.live.store_error is None:
-                self._write(self._record("store-unreachable", ok=False, error=str(error)))
-            self.live.store_error = str(error)
+                self._write(self._record("store-unreachable", ok=False, error=message))
+            self.live.store_error = message
             return None
-        metrics.STORE_REACHABLE.set(1)
-        metrics.LAST_POLL.set_to_current_time()
+        metrics.note_look(found=True)
         if self.live.store_error is not None:
             self.live.store_error = None
             self._write(self._record("store-reachable", ok=True))
         return entry
 
-    def _store(self) -> Store:
-        if self._opened is None:
-            self._opened = self.config.open_store()
-        return self._opened
-
     async def _apply(self, entry: ChannelEntry, mode: SwapMode) -> SwapRecord:
         previous = self.live.entry.release if self.live.entry else None
         try:
-            manifest = await asyncio.to_thread(
-                lambda: self._store().admit(entry, applied=self.live.entry, covered=self.live.deletion_ids)
+            manifest = await self._store.call(
+                lambda store: store.admit(entry, applied=self.live.entry, covered=self.live.deletion_ids)
             )
             if entry.release == previous:
                 self._name_live(entry, manifest.deletion_ids)
@@ -117,7 +128,7 @@ class Follower:
                     mode=mode,
                 )
                 record = self._swapped(entry, manifest.deletion_ids, previous, times)
-                metrics.count_swap(record)
+                metrics.note_swap(record)
         except Exception as error:  # an unexpected one too: what is not noted as refused is not tried again
             self._refuse(entry, error, mode)
             raise
@@ -127,26 +138,27 @@ class Follower:
 
     def _name_live(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...]) -> None:
         self.live.move_to(entry, deletion_ids)
+        self._seen_generation = self.live.generation
         set_system_fingerprint(self._app_state, self.live.fingerprint)
-        count_under(self.live)
-        metrics.name_live(self.live)
+        metrics.note_live(self.live)
 
     def _refuse(self, entry: ChannelEntry, error: Exception, mode: SwapMode) -> None:
         event: Event = "refusal"
-        metrics.SWAPS.labels(mode, "broken" if isinstance(error, SwapBroken) else "refused").inc()
+        outcome: metrics.Outcome = "undone" if isinstance(error, SwapUndone) else "refused"
         if isinstance(error, SwapBroken):
             self.live.broken = str(error)
-            event = "broken"
+            event = outcome = "broken"
+        metrics.note_refusal(mode, outcome, error)
+        self._seen_generation = entry.generation
         known, self.live.refused = self.live.refused, f"generation {entry.generation}: {type(error).__name__}: {error}"
-        self._retry_at = time.monotonic() + _RETRY_REFUSED_SECONDS
+        self._retry_at = self._clock() + _RETRY_REFUSED_SECONDS
         if self.live.refused != known:
-            metrics.REFUSALS.labels("channel").inc()
-            self._write(self._record(event, ok=False, entry=entry, error=self.live.refused))
+            self._write(self._record(event, ok=False, entry=entry, mode=mode, error=self.live.refused))
 
     async def _remember(self, entry: ChannelEntry) -> None:
         try:
-            await asyncio.to_thread(lambda: self._last_applied.remember(entry, self._store()))
-        except (UnlearnServeError, OSError) as error:
+            await self._store.call(lambda store: self._last_applied.remember(entry, store))
+        except Exception as error:
             # The release is live; only a restart without the store would miss it. Serving on is the safer way.
             logger.warning("unlearn-serve: release %s is live but could not be kept: %s", entry.release, error)
 
@@ -154,9 +166,10 @@ class Follower:
         self, entry: ChannelEntry, deletion_ids: tuple[str, ...], previous: str | None, times: SwapTimes
     ) -> SwapRecord:
         logger.info(
-            "unlearn-serve: release %s (generation %d) is live, stalled %.0f ms",
+            "unlearn-serve: release %s (generation %d) is live, mode %s, stalled %.0f ms",
             entry.release,
             entry.generation,
+            times.mode,
             times.stall_ms,
         )
         return self._record(
@@ -168,6 +181,7 @@ class Follower:
             mode=times.mode,
             stage_ms=times.stage_ms,
             drain_ms=times.drain_ms,
+            drained=times.drained,
             stall_ms=times.stall_ms,
             publish_to_live_ms=(times.live_at - entry.at.timestamp()) * 1e3,
         )

@@ -1,4 +1,4 @@
-"""Counts the tokens that were computed under each release.
+"""Counts the tokens that were computed, and the requests that finished, under each release.
 
 Entry point `vllm.stat_logger_plugins`; runs in the API server's process, where the follower names what is live.
 """
@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from unlearn_serve.serving import metrics
-from unlearn_serve.serving.live import PLAIN, Live
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-_labels = (PLAIN, "0")
-
-
-def count_under(live: Live) -> None:
-    """Attribute tokens to `live` from now on; called while generation is paused."""
-    global _labels
-    _labels = (live.release, str(live.generation))
-
 
 class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow vllm
-    """Adds each engine step's tokens to the release that was live in it."""
+    """Adds each engine step to the release that was live in it."""
 
     def __init__(self, vllm_config: "VllmConfig", engine_index: int = 0) -> None:
         del vllm_config, engine_index
@@ -39,8 +30,11 @@ class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow
         """Count one step."""
         del mm_cache_stats, engine_idx
         if iteration_stats is not None:
-            metrics.count(metrics.TOKENS, (*_labels, "prompt"), iteration_stats.num_prompt_tokens)
-            metrics.count(metrics.TOKENS, (*_labels, "generated"), iteration_stats.num_generation_tokens)
+            metrics.count_step(
+                iteration_stats.num_prompt_tokens,
+                iteration_stats.num_generation_tokens,
+                [str(request.finish_reason) for request in iteration_stats.finished_requests],
+            )
         if scheduler_stats is not None:
             metrics.ROUTES_RUNNING.set(len(scheduler_stats.running_lora_adapters))
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RELEASE_HEADER = "x-unlearn-release"
 GENERATION_HEADER = "x-unlearn-generation"
+_ANSWER_WHEN_BROKEN = ("/v1/unlearning", "/metrics")
+"""Neither computes a token, and whoever watches must learn of it."""
 
 
 class NameRelease:
@@ -30,7 +32,7 @@ class NameRelease:
             await self.app(scope, receive, send)
             return
         live = scope["app"].state.unlearning.live
-        if live.broken and not scope["path"].startswith("/v1/unlearning"):
+        if live.broken and not scope["path"].startswith(_ANSWER_WHEN_BROKEN):
             response = JSONResponse({"error": {"message": f"not serving: {live.broken}", "code": 503}}, 503)
             await response(scope, receive, send)
             return

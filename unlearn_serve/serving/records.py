@@ -35,7 +35,9 @@ class SwapRecord(BaseModel):
     stage_ms: float | None = None
     """Reading, verifying and copying the release, while serving went on."""
     drain_ms: float | None = None
-    """How long running requests were waited for, while new ones queued."""
+    """How long running requests were waited for, while new ones queued; mode `drain` only."""
+    drained: bool | None = None
+    """False where the drain took too long, so that what still ran was recomputed; mode `drain` only."""
     stall_ms: float | None = None
     """From the call that pauses generation (or the end of the drain) to the return of the one that resumes it."""
     publish_to_live_ms: float | None = None

@@ -60,7 +60,7 @@ class ServeRoutes:
         try:
             route = await routes.acquire(label)
         except UnlearnServeError as error:
-            metrics.REFUSALS.labels("route").inc()
+            metrics.REFUSALS.labels("route", type(error).__name__).inc()
             await _refusal(error)(scope, receive, send)
             return
         try:

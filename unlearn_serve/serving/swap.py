@@ -1,14 +1,15 @@
-"""The swap: from one release to the next on every worker, or on none, with no request failed and no stale KV kept."""
+"""The swap: from one release to the next on every worker, or on none, and no stale KV kept."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from unlearn_serve.errors import NotEnforced, SwapError
-from unlearn_serve.serving.config import SwapMode
+from unlearn_serve.serving.config import DRAIN_TIMEOUT_SECONDS, SwapMode
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -30,31 +31,29 @@ class SwapBroken(SwapError):
 
 @dataclass(frozen=True, kw_only=True)
 class SwapTimes:
-    """How long a swap took, in milliseconds."""
+    """What a swap did and how long it took, in milliseconds."""
 
     mode: SwapMode
     stage_ms: float
-    drain_ms: float
-    """How long running requests were waited for while new ones queued; 0 in other modes than `drain`."""
+    drain_ms: float | None
+    """How long new requests waited for running ones to finish; None in the other modes."""
+    drained: bool | None
+    """False where the drain took too long and what still ran was recomputed; None in the other modes."""
     stall_ms: float
-    """No token was computed for so long: from the end of the drain, if any, until generation resumed."""
+    """How long nothing was computed: from the pause after staging and draining to the resumption."""
     live_at: float
     """Unix time, seconds, at which all workers had flipped."""
 
 
 class Swapper:
-    """Runs the swap protocol against one engine. Not reentrant: the caller serialises.
-
-    What becomes of requests that run when the swap begins, by mode; later ones start under the new release in all:
-
-    - `recompute`: they go on under the new release, their KV computed anew;
-    - `drain`: they finish under the earlier release, while new ones wait; those that have not finished after
-      `drain_timeout_seconds` are recomputed, so that a deletion goes live in any case;
-    - `abort`: they end at once, with finish reason `abort` and what they have answered so far.
-    """
+    """Runs the swap protocol against one engine. Not reentrant: the caller serialises."""
 
     def __init__(
-        self, engine: "EngineClient", *, stage_timeout_seconds: float, drain_timeout_seconds: float = 60.0
+        self,
+        engine: "EngineClient",
+        *,
+        stage_timeout_seconds: float,
+        drain_timeout_seconds: float = DRAIN_TIMEOUT_SECONDS,
     ) -> None:
         self._engine = engine
         self._stage_timeout = stage_timeout_seconds
@@ -76,41 +75,43 @@ class Swapper:
     ) -> SwapTimes:
         """Make `release` live on every worker.
 
-        1. stage on all workers, while serving goes on; 2. pause generation, as `mode` says; 3. flip on all workers;
-        4. forget all KV computed under the earlier release: requests that still run are computed anew; 5. resume.
-        `when_live` is called between 4 and 5, before the first token under the new release.
+        1. stage on all workers, while serving goes on; 2. pause generation; 3. flip on all workers; 4. forget all KV
+        computed under the earlier release: requests that still run are computed anew; 5. resume. `when_live` is called
+        between 4 and 5, before the first token under the new release.
+
+        The mode says what becomes of requests that run at 2: `recompute` freezes them; `drain` first lets them finish,
+        while new ones wait, and freezes those that take longer than the drain timeout; `abort` ends them, and those
+        that wait for their turn. New requests always start under the new release.
+
+        Cancelled, it goes back to `previous` as after a failure.
 
         Args:
             release: digest to make live.
             previous: digest that is live now, None for the plain model; what a failed swap goes back to.
             when_live: must not raise.
-            mode: what becomes of the requests that run, see the class.
+            mode: see above.
 
         Raises:
             SwapError: staging failed somewhere; nothing was paused, nothing has changed.
-            SwapUndone: see there.
+            SwapUndone: see there; what `abort` ended stays ended.
             SwapBroken: see there.
         """
         started = time.perf_counter()
         await self._stage(release)
         staged = time.perf_counter()
-        drained = staged
-        try:
-            if mode == "drain":
-                await self._drain()
-                drained = time.perf_counter()
-            else:
-                await self._engine.pause_generation(mode="abort" if mode == "abort" else "keep", clear_cache=False)
+        drained = await self._drain(previous) if mode == "drain" else None
+        pausing = time.perf_counter()
+        async with self._undone_on_failure(previous, frozen=True):
+            await self._engine.pause_generation(mode="abort" if mode == "abort" else "keep", clear_cache=False)
             await self._engine.collective_rpc("unlearn_flip", args=(release,))
             live_at = time.time()
-            if not await self._engine.reset_prefix_cache(reset_running_requests=True):
-                raise SwapError("the engine did not drop the KV cache of the earlier release")
-        except Exception as error:
-            await self._undo(previous, error)
-            raise SwapUndone(f"{error}; {previous or 'the plain model'} keeps serving") from error
-        when_live()
+            await self._forget_kv()
         try:
+            when_live()
             await self._engine.resume_generation()
+        except asyncio.CancelledError:
+            await self._engine.resume_generation()  # said twice it does no harm; not heard, every request would hang
+            raise
         except Exception as error:
             raise SwapBroken(
                 f"{release} is live, but generation did not resume ({error}); restart the server"
@@ -119,8 +120,9 @@ class Swapper:
         return SwapTimes(
             mode=mode,
             stage_ms=(staged - started) * 1e3,
-            drain_ms=(drained - staged) * 1e3,
-            stall_ms=(resumed - drained) * 1e3,
+            drain_ms=None if drained is None else (pausing - staged) * 1e3,
+            drained=drained,
+            stall_ms=(resumed - pausing) * 1e3,
             live_at=live_at,
         )
 
@@ -142,24 +144,47 @@ class Swapper:
                 raise SwapError(f"workers {slow} did not stage {release} within {self._stage_timeout:g} s")
             await asyncio.sleep(_POLL_STAGING_SECONDS)
 
-    async def _drain(self) -> None:
-        """Pause once the running requests have finished, or once they have had their time."""
-        # Not cancelled on time-out: the engine answers a pause that it has begun, and that answer must find its call.
-        drained = asyncio.create_task(self._engine.pause_generation(mode="wait", clear_cache=False))
-        done, _ = await asyncio.wait({drained}, timeout=self._drain_timeout)
-        if not done:
-            logger.warning(
-                "unlearn-serve: requests still run after %g s of draining; recomputing them", self._drain_timeout
-            )
-            await self._engine.pause_generation(mode="keep", clear_cache=False)
-        await drained
+    async def _drain(self, previous: str | None) -> bool:
+        """Let running requests finish while new ones wait; False where they did not within the drain timeout.
 
-    async def _undo(self, previous: str | None, cause: Exception) -> None:
-        """Go back to `previous` on every worker and resume; the KV of both releases is dropped."""
+        vLLM's own wait has no timeout. Given up here, it ends in the engine as soon as the pause that follows is
+        complete, or after an undone swap as soon as the engine is idle, and changes nothing there.
+        """
+        async with self._undone_on_failure(previous, frozen=False):
+            wait = self._engine.pause_generation(mode="wait", clear_cache=False)
+            try:
+                await asyncio.wait_for(wait, self._drain_timeout)
+            except TimeoutError:
+                logger.warning(
+                    "unlearn-serve: requests still run after a drain of %g s: they go on under the new release",
+                    self._drain_timeout,
+                )
+                return False
+            return True
+
+    async def _forget_kv(self) -> None:
+        if not await self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise SwapError("the engine did not drop the KV cache of the earlier release")
+
+    @asynccontextmanager
+    async def _undone_on_failure(self, previous: str | None, *, frozen: bool) -> AsyncIterator[None]:
+        """Go back to `previous` on every worker and resume, whatever is raised inside.
+
+        Args:
+            previous: digest that was live, None for the plain model.
+            frozen: no request is being computed, some workers may have flipped: the KV of both releases is dropped.
+                Otherwise none has flipped, and requests run on.
+        """
         try:
-            await self._engine.collective_rpc("unlearn_restore", args=(previous,))
-            if not await self._engine.reset_prefix_cache(reset_running_requests=True):
-                raise SwapError("the engine did not drop the KV cache")
-            await self._engine.resume_generation()
-        except Exception as error:
-            raise SwapBroken(f"swap failed ({cause}) and could not be undone ({error}); restart it") from error
+            yield
+        except BaseException as cause:
+            try:
+                if frozen:
+                    await self._engine.collective_rpc("unlearn_restore", args=(previous,))
+                    await self._forget_kv()
+                await self._engine.resume_generation()
+            except Exception as error:
+                raise SwapBroken(f"swap failed ({cause!r}) and could not be undone ({error}); restart it") from error
+            if isinstance(cause, Exception):
+                raise SwapUndone(f"{cause}; {previous or 'the plain model'} keeps serving") from cause
+            raise
