@@ -41,11 +41,14 @@ bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minu
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report
 
+# Two files at a time: an engine that starts keeps one core busy. Files whole, for their tests share an engine.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
 test: $(READY) ## the whole suite, real engine included
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: $(READY) ## without the tests that start an engine or need the real model
-	$(BIN)/pytest -m "not engine and not model"
+	$(PYTEST) -m "not engine and not model"
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= manifest tensors config documents log

@@ -10,6 +10,9 @@ SETTINGS_ENVIRONMENT = {
     "VLLM_PLUGINS": "unlearn_serve",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Engines of two test processes share the cores: one thread each, and waiting threads sleep.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
