@@ -41,13 +41,17 @@ def test_answers_under_the_live_release_pass(started: float, begun: int, ended: 
     assert checks.served_as_announced([streamed(started, begun=begun, ended=ended)], SWAPS).ok
 
 
+def test_an_answer_that_is_read_late_is_not_held_against_the_server() -> None:
+    assert checks.served_as_announced([streamed(99.0, begun=0, ended=0, seconds=1.7)], SWAPS).ok
+
+
 @pytest.mark.parametrize(
     ("started", "begun", "ended"),
-    [(110.0, 0, 1), (110.0, 1, 0), (99.5, 0, 0), (99.5, 1, 1), (110.0, 2, 2), (250.0, 1, 1), (10.0, 1, 1)],
+    [(110.0, 0, 1), (110.0, 1, 0), (99.5, 0, 0), (97.5, 1, 1), (110.0, 2, 2), (250.0, 1, 1), (10.0, 1, 1)],
     ids=["begun on the old", "ended on the old", "swap missed", "swap too early", "next", "older", "from the future"],
 )
 def test_answers_under_another_release_fail(started: float, begun: int, ended: int) -> None:
-    assert not checks.served_as_announced([streamed(started, begun=begun, ended=ended)], SWAPS).ok
+    assert not checks.served_as_announced([streamed(started, begun=begun, ended=ended, seconds=3.0)], SWAPS).ok
 
 
 @pytest.mark.parametrize(
