@@ -7,7 +7,7 @@
 
 namespace unlearn {
 
-constexpr int CHUNK = 4;
+constexpr int CHUNK = 8;
 
 // h[i, j] = act(sum over k of w_down[j, k] x[i, k]) for rows j in [begin, end), rounded to the kernels' dtype.
 // begin and end are multiples of H_PAD; rows from r on are written as 0 and never read.

@@ -12,6 +12,9 @@ struct Fp32 {
     static Vector load(const T* p) { return _mm512_loadu_ps(p); }
     static Vector load(const T* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static __m512 dot(__m512 sum, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, sum); }
+    static __m512 as_floats(Vector v) { return v; }
+    static Vector from_floats(__m512 v) { return v; }
+    static Vector broadcast(const T* p, int lane) { return _mm512_set1_ps(p[lane]); }
     static __m512 widen(const T* p, int64_t n) { return load(p, n); }
     static void store(T* p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
 };
@@ -23,6 +26,9 @@ struct Widened {
     static Vector load(const T* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static Vector load(const T* p, int64_t n) { return widen_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
     static __m512 dot(__m512 sum, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, sum); }
+    static __m512 as_floats(Vector v) { return v; }
+    static Vector from_floats(__m512 v) { return v; }
+    static Vector broadcast(const T* p, int lane) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int32_t>(p[lane]) << 16)); }
     static __m512 widen(const T* p, int64_t n) { return load(p, n); }
     // Rounds to nearest, ties to even; a NaN stays one.
     static void store(T* p, __m512 v, int64_t n) {

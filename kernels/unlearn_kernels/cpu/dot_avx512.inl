@@ -14,10 +14,12 @@ namespace {
 // Adds up 16 accumulators at once: lane q of the result is the sum of a[q]'s lanes. 30 shuffles instead of 16 x 4.
 inline __m512 sum_each(const __m512 (&a)[16]) {
     __m512 pairs[8], quads[4];
+#pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
         const __m512 low = a[4 * (i % 4) + i / 4], high = a[4 * (i % 4) + i / 4 + 2];
         pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(low, high), _mm512_unpackhi_ps(low, high));
     }
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
         quads[i] = _mm512_add_ps(
             _mm512_unpacklo_ps(pairs[i], pairs[i + 4]), _mm512_unpackhi_ps(pairs[i], pairs[i + 4]));
@@ -27,6 +29,35 @@ inline __m512 sum_each(const __m512 (&a)[16]) {
     const __m512 back = _mm512_add_ps(
         _mm512_shuffle_f32x4(quads[2], quads[3], 0x44), _mm512_shuffle_f32x4(quads[2], quads[3], 0xEE));
     return _mm512_add_ps(_mm512_shuffle_f32x4(front, back, 0x88), _mm512_shuffle_f32x4(front, back, 0xDD));
+}
+
+// Turns 16 rows of 16 32-bit lanes into 16 columns: lane c of w[p] becomes lane p of row c.
+inline void transpose(__m512 (&w)[16]) {
+    __m512d pairs[16];
+    __m512 quads[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_castps_pd(_mm512_unpacklo_ps(w[i], w[i + 1]));
+        pairs[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(w[i], w[i + 1]));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  // quads[i + q]: column q of each 128-bit lane, of rows i to i + 3
+        quads[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pairs[i], pairs[i + 2]));
+        quads[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pairs[i], pairs[i + 2]));
+        quads[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pairs[i + 1], pairs[i + 3]));
+        quads[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pairs[i + 1], pairs[i + 3]));
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        const __m512 even_low = _mm512_shuffle_f32x4(quads[q], quads[4 + q], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(quads[q], quads[4 + q], 0xDD);
+        const __m512 even_high = _mm512_shuffle_f32x4(quads[8 + q], quads[12 + q], 0x88);
+        const __m512 odd_high = _mm512_shuffle_f32x4(quads[8 + q], quads[12 + q], 0xDD);
+        w[q] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        w[4 + q] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        w[8 + q] = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+        w[12 + q] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+    }
 }
 
 // exp by 2^n times a polynomial in [-ln2/2, ln2/2] (Cephes' coefficients); a few units in the last place.
@@ -74,103 +105,177 @@ inline __m512 activate(__m512 h, int32_t code) {
     }
 }
 
-// 16 accumulators, whatever the number of tokens: TOKENS x ROWS, summed and activated together.
+// How the weights of one step are loaded. No lambdas in this file: in templates, GCC compiles them without the pragma's
+// instruction set.
+template <class V>
+struct Whole {
+    typename V::Vector operator()(const typename V::T* p) const { return V::load(p); }
+};
+
+template <class V>
+struct Rest {
+    int64_t n;
+    typename V::Vector operator()(const typename V::T* p) const { return V::load(p, n); }
+};
+
+// sums[i, j] += w[j] x[i] over the step's entries from k on.
+template <class V, int TOKENS, class Load>
+inline void down_step(
+    __m512 (&sums)[16], const typename V::T* const (&w)[16 / TOKENS], const typename V::T* const (&x)[TOKENS], int64_t k,
+    Load load) {
+    constexpr int ROWS = 16 / TOKENS;
+    typename V::Vector xs[TOKENS];
+#pragma GCC unroll 4
+    for (int i = 0; i < TOKENS; ++i) xs[i] = load(x[i] + k);
+#pragma GCC unroll 16
+    for (int j = 0; j < ROWS; ++j) {
+        const auto ws = load(w[j] + k);
+#pragma GCC unroll 4
+        for (int i = 0; i < TOKENS; ++i) sums[i * ROWS + j] = V::dot(sums[i * ROWS + j], ws, xs[i]);
+    }
+}
+
+// 16 accumulators, whatever the number of tokens: TOKENS x ROWS, summed and activated together. Of the TOKENS tokens
+// from `first` on, those past a.tokens repeat the last one and are not stored; so do rows past the rank.
 template <class V, int TOKENS>
-void down_tile(const Down& a, int64_t row) {
+void down_tile(const Down& a, int32_t first, int64_t row) {
     using T = typename V::T;
     constexpr int ROWS = 16 / TOKENS;
     const T* w[ROWS];
     const T* x[TOKENS];
+#pragma GCC unroll 16
     for (int j = 0; j < ROWS; ++j) {
         const int64_t inside = row + j < a.rank ? row + j : a.rank - 1;
         w[j] = static_cast<const T*>(a.w_down) + inside * a.row_stride;
     }
-    for (int i = 0; i < TOKENS; ++i) x[i] = static_cast<const T*>(a.x[i < a.tokens ? i : a.tokens - 1]);
+#pragma GCC unroll 4
+    for (int i = 0; i < TOKENS; ++i) x[i] = static_cast<const T*>(a.x[first + i < a.tokens ? first + i : a.tokens - 1]);
     __m512 sums[16];
-    for (auto& sum : sums) sum = _mm512_setzero_ps();
+#pragma GCC unroll 16
+    for (int q = 0; q < 16; ++q) sums[q] = _mm512_setzero_ps();
     int64_t k = 0;
-    for (; k + V::LANES <= a.d; k += V::LANES) {
-        typename V::Vector xs[TOKENS];
-        for (int i = 0; i < TOKENS; ++i) xs[i] = V::load(x[i] + k);
-        for (int j = 0; j < ROWS; ++j) {
-            const auto ws = V::load(w[j] + k);
-            for (int i = 0; i < TOKENS; ++i) sums[i * ROWS + j] = V::dot(sums[i * ROWS + j], ws, xs[i]);
-        }
-    }
-    if (k < a.d) {
-        typename V::Vector xs[TOKENS];
-        for (int i = 0; i < TOKENS; ++i) xs[i] = V::load(x[i] + k, a.d - k);
-        for (int j = 0; j < ROWS; ++j) {
-            const auto ws = V::load(w[j] + k, a.d - k);
-            for (int i = 0; i < TOKENS; ++i) sums[i * ROWS + j] = V::dot(sums[i * ROWS + j], ws, xs[i]);
-        }
-    }
+    for (; k + V::LANES <= a.d; k += V::LANES) down_step<V, TOKENS>(sums, w, x, k, Whole<V>{});
+    if (k < a.d) down_step<V, TOKENS>(sums, w, x, k, Rest<V>{a.d - k});
+
     T h[16];
     V::store(h, activate(sum_each(sums), a.activation), 16);
-    const int64_t inside = a.rank - row < ROWS ? a.rank - row : ROWS;
-    for (int i = 0; i < TOKENS && i < a.tokens; ++i) {
-        T* to = static_cast<T*>(a.h[i]) + row;
-        std::memcpy(to, h + i * ROWS, ROWS * sizeof(T));
-        for (int64_t j = inside; j < ROWS; ++j) to[j] = T{};
+    for (int i = 0; i < TOKENS && first + i < a.tokens; ++i) {
+        T* to = static_cast<T*>(a.h[first + i]) + row;
+        for (int j = 0; j < ROWS; ++j) to[j] = row + j < a.rank ? h[i * ROWS + j] : T{};
     }
 }
 
 template <class V, int TOKENS>
-void down_rows(const Down& a, int64_t begin, int64_t end) {
-    constexpr int ROWS = 16 / TOKENS;
+void down_rows(const Down& a, int32_t first, int64_t begin, int64_t end) {
     int64_t row = begin;
-    for (; row < end && row < a.rank; row += ROWS) down_tile<V, TOKENS>(a, row);
-    for (int i = 0; i < a.tokens && row < end; ++i) {
+    for (; row < end && row < a.rank; row += 16 / TOKENS) down_tile<V, TOKENS>(a, first, row);
+    for (int32_t i = first; i < first + TOKENS && i < a.tokens && row < end; ++i) {
         std::memset(static_cast<typename V::T*>(a.h[i]) + row, 0, (end - row) * sizeof(typename V::T));
     }
 }
 
 template <class V>
 void down(const Down& a, int64_t begin, int64_t end) {
-    switch (a.tokens) {
-        case 1: return down_rows<V, 1>(a, begin, end);
-        case 2: return down_rows<V, 2>(a, begin, end);
-        default: return down_rows<V, 4>(a, begin, end);
+    for (int32_t first = 0; first < a.tokens; first += 4) {
+        switch (a.tokens - first) {
+            case 1: down_rows<V, 1>(a, first, begin, end); break;
+            case 2: down_rows<V, 2>(a, first, begin, end); break;
+            default: down_rows<V, 4>(a, first, begin, end);
+        }
     }
 }
 
-// The sums of COLUMNS columns, 8 or 16, one a lane; 8 leave the upper lanes 0.
+// sums[c] += w[c] h over the step's entries.
+template <class V, int COLUMNS, class Load>
+inline void up_step(
+    __m512 (&sums)[16], const typename V::T* w, int64_t row_stride, const typename V::T* h, Load load) {
+    const auto hs = V::load(h);
+#pragma GCC unroll 16
+    for (int c = 0; c < COLUMNS; ++c) sums[c] = V::dot(sums[c], load(w + c * row_stride), hs);
+}
+
+// The sums of COLUMNS columns, 8 or 16, for one token; one a lane, of which 8 leave the upper ones 0.
 template <class V, int COLUMNS>
 inline __m512 up_tile(const Term& term, int token, int64_t column) {
     using T = typename V::T;
-    const T* h = static_cast<const T*>(term.h[token]);
     const T* w = static_cast<const T*>(term.w_up) + column * term.row_stride;
+    const T* h = static_cast<const T*>(term.h[token]);
     __m512 sums[16];
-    for (auto& sum : sums) sum = _mm512_setzero_ps();
+#pragma GCC unroll 16
+    for (int c = 0; c < 16; ++c) sums[c] = _mm512_setzero_ps();
     int64_t j = 0;
     for (; j + V::LANES <= term.rank; j += V::LANES) {
-        const auto hs = V::load(h + j);
-        for (int c = 0; c < COLUMNS; ++c) sums[c] = V::dot(sums[c], V::load(w + c * term.row_stride + j), hs);
+        up_step<V, COLUMNS>(sums, w + j, term.row_stride, h + j, Whole<V>{});
     }
-    if (j < term.rank) {
-        const auto hs = V::load(h + j);
-        for (int c = 0; c < COLUMNS; ++c) {
-            sums[c] = V::dot(sums[c], V::load(w + c * term.row_stride + j, term.rank - j), hs);
-        }
-    }
+    if (j < term.rank) up_step<V, COLUMNS>(sums, w + j, term.row_stride, h + j, Rest<V>{term.rank - j});
     return sum_each(sums);
 }
 
-template <class V, int COLUMNS>
+// sums[i], one column a lane, += w h[i] over the step's entries.
+template <class V, int COLUMNS, int TOKENS, class Load>
+inline void turned_step(__m512 (&sums)[TOKENS], const Term& term, const typename V::T* w, int64_t j, Load load) {
+    __m512 turned[16];
+#pragma GCC unroll 16
+    for (int c = 0; c < 16; ++c) {
+        turned[c] = c < COLUMNS ? V::as_floats(load(w + c * term.row_stride + j)) : _mm512_setzero_ps();
+    }
+    transpose(turned);
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+#pragma GCC unroll 8
+        for (int i = 0; i < TOKENS; ++i) {
+            const auto h = V::broadcast(static_cast<const typename V::T*>(term.h[i]) + j, p);
+            sums[i] = V::dot(sums[i], V::from_floats(turned[p]), h);
+        }
+    }
+}
+
+// As up_tile for TOKENS tokens, added to `sums`: turning the weights once costs less than adding up lanes per token.
+template <class V, int COLUMNS, int TOKENS>
+inline void turned_tiles(__m512 (&sums)[TOKENS], const Term& term, int64_t column) {
+    const auto* w = static_cast<const typename V::T*>(term.w_up) + column * term.row_stride;
+    int64_t j = 0;
+    for (; j + V::LANES <= term.rank; j += V::LANES) turned_step<V, COLUMNS>(sums, term, w, j, Whole<V>{});
+    if (j < term.rank) turned_step<V, COLUMNS>(sums, term, w, j, Rest<V>{term.rank - j});
+}
+
+template <class V, int COLUMNS, int TOKENS>
 inline void up_columns(const Up& a, int64_t column) {
     using T = typename V::T;
-    for (int i = 0; i < a.tokens; ++i) {
-        __m512 y = V::widen(static_cast<const T*>(a.x[i]) + column, COLUMNS);
-        for (int64_t k = 0; k < a.term_count; ++k) y = _mm512_add_ps(y, up_tile<V, COLUMNS>(a.terms[k], i, column));
-        V::store(static_cast<T*>(a.y[i]) + column, y, COLUMNS);
+    __m512 y[TOKENS];
+#pragma GCC unroll 8
+    for (int i = 0; i < TOKENS; ++i) y[i] = V::widen(static_cast<const T*>(a.x[i]) + column, COLUMNS);
+    for (int64_t k = 0; k < a.term_count; ++k) {
+        if constexpr (TOKENS < 3) {
+            for (int i = 0; i < TOKENS; ++i) y[i] = _mm512_add_ps(y[i], up_tile<V, COLUMNS>(a.terms[k], i, column));
+        } else {
+            turned_tiles<V, COLUMNS>(y, a.terms[k], column);
+        }
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < TOKENS; ++i) V::store(static_cast<T*>(a.y[i]) + column, y[i], COLUMNS);
+}
+
+template <class V, int TOKENS>
+void up_tokens(const Up& a, int64_t begin, int64_t end) {
+    int64_t column = begin;
+    for (; column + 16 <= end; column += 16) up_columns<V, 16, TOKENS>(a, column);
+    if (column < end) up_columns<V, 8, TOKENS>(a, column);
 }
 
 template <class V>
 void up(const Up& a, int64_t begin, int64_t end) {
-    int64_t column = begin;
-    for (; column + 16 <= end; column += 16) up_columns<V, 16>(a, column);
-    if (column < end) up_columns<V, 8>(a, column);
+    static_assert(CHUNK == 8);
+    switch (a.tokens) {
+        case 1: return up_tokens<V, 1>(a, begin, end);
+        case 2: return up_tokens<V, 2>(a, begin, end);
+        case 3: return up_tokens<V, 3>(a, begin, end);
+        case 4: return up_tokens<V, 4>(a, begin, end);
+        case 5: return up_tokens<V, 5>(a, begin, end);
+        case 6: return up_tokens<V, 6>(a, begin, end);
+        case 7: return up_tokens<V, 7>(a, begin, end);
+        default: return up_tokens<V, 8>(a, begin, end);
+    }
 }
 
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }

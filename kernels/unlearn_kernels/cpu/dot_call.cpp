@@ -3,16 +3,20 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace unlearn {
 namespace {
 
-// Multiply-adds in a call from which a second thread pays for being woken.
+// Multiply-adds in a call, about 20 us of them, from which a second thread pays for being woken.
 constexpr int64_t PARALLEL_FROM_MACS = 1 << 20;
 
 // One unit of work for a thread: this many rows of W_down, or columns of W_up, for one chunk.
 constexpr int64_t ROWS_A_TASK = 2 * H_PAD;
 constexpr int64_t COLUMNS_A_TASK = 192;
+
+// Set in the environment, it makes a CPU with AVX-512 BF16 act as one without, so that both can be tested on the former.
+constexpr const char* WIDEN_BF16 = "UNLEARN_KERNELS_WIDEN_BF16";
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -108,7 +112,7 @@ private:
 const DotKernels* dot_kernels(at::ScalarType dtype) {
     static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && !std::getenv(WIDEN_BF16);
     if (!avx512) return nullptr;
     if (dtype == at::kBFloat16) return bf16 ? &avx512_bf16_native() : &avx512_bf16_widened();
     return dtype == at::kFloat ? &avx512_fp32() : nullptr;

@@ -13,9 +13,10 @@
 namespace unlearn {
 namespace {
 
-// From this many tokens of one slot on, two GEMMs beat the dot products: benchmarks/kernel_cpu.py. Below, what oneDNN
-// spends on packing the weights at each call outweighs what it saves by blocking over tokens.
-constexpr int64_t GEMM_FROM_TOKENS = 64;
+// From this many tokens of one slot on, two GEMMs are no slower than the dot products: the crossing lies at about 100
+// tokens for d = 2304 and 250 for d = 576 (one thread, r = 64; benchmarks/kernel_cpu.py). Below, what oneDNN spends on
+// packing the weights at each call outweighs what it saves by blocking over tokens.
+constexpr int64_t GEMM_FROM_TOKENS = 128;
 
 std::atomic<int64_t> dot_calls{0};
 
