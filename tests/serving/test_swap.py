@@ -93,7 +93,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     store = Store.open(str(folder / "store"), create=True)
     base = ensure_checkpoint()
     digests = [
-        store.publish(write_random_adapter(base, folder / f"adapter{seed}", seed=seed, rank=16, scale=0.15))
+        store.publish(write_random_adapter(base, folder / f"adapter{seed}", seed=seed, rank=16, scale=0.3))
         for seed in range(2)
     ]
     store.promote(digests[0], "production", actor="test")
