@@ -9,17 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.results import read_lines
+from unlearn_serve.pages.svg import STYLE, new_figure
 
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "unlearn-serve",  # the same results render to the same bytes
-}
 OURS, THEIRS, REFERENCE = "#1f618d", "#b2babb", "#5d6d7e"
 COLOURS = {"plain": REFERENCE, "plain-again": REFERENCE, "merged": REFERENCE}
 OUR_VARIANTS = ("default", "routes4", "routes8", "routes-over-slots", "hot-swap")
@@ -50,7 +41,7 @@ def _colour(variant: str) -> str:
 
 def _serving(lines: Lines) -> Figure:
     """Output tokens/s over plain at batch 8: bars are medians of paired ratios, whiskers all runs."""
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = new_figure(9.0, 3.4)
     panels = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(line["variant"] for line in lines if line["batch"] == BATCH))
     for axes, load in zip(panels, ("decode", "prefill"), strict=True):
@@ -68,7 +59,7 @@ def _serving(lines: Lines) -> Figure:
 
 def _swap(lines: Lines) -> Figure:
     """What a change of what is forgotten costs; log scale."""
-    figure = Figure(figsize=(9.0, 2.2), layout="constrained")
+    figure = new_figure(9.0, 2.2)
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"publish_to_live_ms": "from publishing to live, ms", "gap_ms": "longest pause a client saw, ms"}
     for axes, (field, title) in zip(panels, titles.items(), strict=True):
@@ -85,7 +76,7 @@ def _swap(lines: Lines) -> Figure:
 
 def _growth(lines: Lines) -> Figure:
     """Throughput and memory along each axis, over the smallest value's."""
-    figure = Figure(figsize=(9.0, 2.6), layout="constrained")
+    figure = new_figure(9.0, 2.6)
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"deletion_requests_covered": "deletion requests covered", "releases_resident": "releases resident"}
     for axes, (axis, title) in zip(panels, titles.items(), strict=True):

@@ -1,44 +1,15 @@
 """`eval` and `publish --gate` on a random tiny model: what they write, and how they refuse."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from data.tiny_tokenizer import byte_tokenizer
 from support.adapters import write_random_adapter
+from support.command_line import Run
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn_serve.cli.app import main
 from unlearn_serve.store import Store
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process, as its console script does."""
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["unlearn-serve", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return Done(int(code or 0), *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
