@@ -76,7 +76,7 @@ def report(case: Case) -> dict[str, Any]:
     record["configs"] = [{"grid": launch.grid, **launch.constants, **launch.options} for launch in plan(case.shapes)]
     try:
         compiled = compile_case(case)
-    except Exception as error:
+    except Exception as error:  # Triton raises many kinds; the report counts each as a problem and fails
         return {**record, "resources": [], "problems": [f"does not compile: {type(error).__name__}: {error}"[:300]]}
     problems = [problem for resources in compiled for problem in resources.problems(case.arch)]
     return {**record, "resources": [asdict(resources) for resources in compiled], "problems": problems}

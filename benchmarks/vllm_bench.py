@@ -65,7 +65,7 @@ def _serve_lines() -> None:
     for line in sys.stdin:
         try:
             answer = bench_serve(json.loads(line))
-        except Exception as problem:
+        except Exception as problem:  # the caller in the other process raises it, or would wait without end
             answer = {"error": f"{type(problem).__name__}: {problem}"}
         answers.write(json.dumps(answer) + "\n")
 

@@ -28,7 +28,7 @@ class CpuPath:
     """Which path serves `apply_unlearning` on CPU tensors."""
 
     loaded: bool
-    """Whether the C++ op serves; if not, plain torch does, with the same results."""
+    """Whether the C++ op serves; if not, plain torch does, with the same results up to rounding."""
     description: str
     """One line: the C++ op's kernels, or why it is not there."""
 
