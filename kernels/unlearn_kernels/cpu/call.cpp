@@ -2,7 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 
 namespace unlearn {
 
@@ -87,7 +86,6 @@ void Groups::read(const Arguments& a) {
         if (slot >= 0) ++next_of_slot_[slot];
     }
     groups.clear();
-    largest = 0;
     int64_t begin = 0;
     for (int64_t slot = 0; slot < slot_count; ++slot) {
         const int64_t count = next_of_slot_[slot];
@@ -103,7 +101,6 @@ void Groups::read(const Arguments& a) {
         groups.push_back({static_cast<int32_t>(slot), rank, code, begin, begin + count});
         next_of_slot_[slot] = begin;
         begin += count;
-        largest = std::max(largest, count);
     }
     // What is left of a count must not be taken for a place.
     for (int64_t slot = 0, group = 0; slot < slot_count; ++slot) {

@@ -37,7 +37,6 @@ struct Groups {
     std::vector<int32_t> token_of_pair;  // sorted by slot, then by token
     std::vector<int32_t> place_of_pair;  // [T, K], the place of that pair in token_of_pair
     std::vector<Group> groups;
-    int64_t largest = 0;  // pairs of the largest group
 
     bool touches(int64_t token) const {
         bool any = false;

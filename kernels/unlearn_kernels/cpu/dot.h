@@ -30,7 +30,7 @@ struct Term {
     const void* h[CHUNK];
 };
 
-// y[i, c] = x[i, c] + the terms of token i, for columns c in [begin, end), which are multiples of 8.
+// y[i, c] = x[i, c] + the terms of token i in their order, for columns c in [begin, end), which are multiples of 8.
 // Accumulates in fp32 and rounds once. y may be x.
 struct Up {
     const Term* terms;

@@ -185,32 +185,6 @@ void down(const Down& a, int64_t begin, int64_t end) {
     }
 }
 
-// sums[c] += w[c] h over the step's entries.
-template <class V, int COLUMNS, class Load>
-inline void up_step(
-    __m512 (&sums)[16], const typename V::T* w, int64_t row_stride, const typename V::T* h, Load load) {
-    const auto hs = V::load(h);
-#pragma GCC unroll 16
-    for (int c = 0; c < COLUMNS; ++c) sums[c] = V::dot(sums[c], load(w + c * row_stride), hs);
-}
-
-// The sums of COLUMNS columns, 8 or 16, for one token; one a lane, of which 8 leave the upper ones 0.
-template <class V, int COLUMNS>
-inline __m512 up_tile(const Term& term, int token, int64_t column) {
-    using T = typename V::T;
-    const T* w = static_cast<const T*>(term.w_up) + column * term.row_stride;
-    const T* h = static_cast<const T*>(term.h[token]);
-    __m512 sums[16];
-#pragma GCC unroll 16
-    for (int c = 0; c < 16; ++c) sums[c] = _mm512_setzero_ps();
-    int64_t j = 0;
-    for (; j + V::LANES <= term.rank; j += V::LANES) {
-        up_step<V, COLUMNS>(sums, w + j, term.row_stride, h + j, Whole<V>{});
-    }
-    if (j < term.rank) up_step<V, COLUMNS>(sums, w + j, term.row_stride, h + j, Rest<V>{term.rank - j});
-    return sum_each(sums);
-}
-
 // sums[i], one column a lane, += w h[i] over the step's entries.
 template <class V, int COLUMNS, int TOKENS, class Load>
 inline void turned_step(__m512 (&sums)[TOKENS], const Term& term, const typename V::T* w, int64_t j, Load load) {
@@ -230,7 +204,8 @@ inline void turned_step(__m512 (&sums)[TOKENS], const Term& term, const typename
     }
 }
 
-// As up_tile for TOKENS tokens, added to `sums`: turning the weights once costs less than adding up lanes per token.
+// sums[i] += the term of TOKENS tokens for COLUMNS columns, 8 or 16. Turning the weights once costs less than adding up
+// lanes for each token.
 template <class V, int COLUMNS, int TOKENS>
 inline void turned_tiles(__m512 (&sums)[TOKENS], const Term& term, int64_t column) {
     const auto* w = static_cast<const typename V::T*>(term.w_up) + column * term.row_stride;
@@ -245,13 +220,7 @@ inline void up_columns(const Up& a, int64_t column) {
     __m512 y[TOKENS];
 #pragma GCC unroll 8
     for (int i = 0; i < TOKENS; ++i) y[i] = V::widen(static_cast<const T*>(a.x[i]) + column, COLUMNS);
-    for (int64_t k = 0; k < a.term_count; ++k) {
-        if constexpr (TOKENS < 3) {
-            for (int i = 0; i < TOKENS; ++i) y[i] = _mm512_add_ps(y[i], up_tile<V, COLUMNS>(a.terms[k], i, column));
-        } else {
-            turned_tiles<V, COLUMNS>(y, a.terms[k], column);
-        }
-    }
+    for (int64_t k = 0; k < a.term_count; ++k) turned_tiles<V, COLUMNS>(y, a.terms[k], column);
 #pragma GCC unroll 8
     for (int i = 0; i < TOKENS; ++i) V::store(static_cast<T*>(a.y[i]) + column, y[i], COLUMNS);
 }

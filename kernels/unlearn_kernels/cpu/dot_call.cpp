@@ -118,7 +118,7 @@ const DotKernels* dot_kernels(at::ScalarType dtype) {
     return dtype == at::kFloat ? &avx512_fp32() : nullptr;
 }
 
-bool dot_groups(const Arguments& a, const DotKernels& kernels, const Groups& groups, const at::Tensor& y, int64_t below) {
+bool dot_groups(const Arguments& a, const DotKernels& kernels, const Groups& groups, const at::Tensor& y) {
     // Kept from call to call, so that decoding allocates nothing but its output.
     static thread_local std::vector<Chunk> chunks;
     static thread_local std::vector<char> h;
@@ -128,7 +128,6 @@ bool dot_groups(const Arguments& a, const DotKernels& kernels, const Groups& gro
     chunks.clear();
     int64_t macs = 0;
     for (const auto& group : groups.groups) {
-        if (!sets && group.end - group.begin >= below) continue;
         for (int64_t begin = group.begin; begin < group.end; begin += CHUNK) {
             chunks.push_back({&group, begin, static_cast<int32_t>(std::min<int64_t>(CHUNK, group.end - begin))});
         }

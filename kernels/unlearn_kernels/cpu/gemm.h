@@ -1,4 +1,5 @@
-// Large groups: two matrix products of torch a slot.
+// What the dot products do not take: other dtypes, weights without unit stride, very large sets.
+// Two matrix products of torch a slot.
 #pragma once
 
 #include "call.h"

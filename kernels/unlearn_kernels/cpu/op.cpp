@@ -1,4 +1,8 @@
-// The op under torch's dispatch key CPU: dot products for decoding, matrix products for prefill.
+// The op under torch's dispatch key CPU.
+//
+// fp32 and bf16 go to the dot products at every size: a row's sums and roundings then have one order whatever shares its
+// batch, so a prompt gets the same answers on an idle server as on a busy one. Handing large groups to matrix products
+// would win a tenth to a sixth of the op's time from 500 tokens on (benchmarks/kernel_cpu.py) and lose that.
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -12,11 +16,6 @@
 
 namespace unlearn {
 namespace {
-
-// From this many tokens of one slot on, two GEMMs are no slower than the dot products: the crossing lies at about 100
-// tokens for d = 2304 and 250 for d = 576 (one thread, r = 64; benchmarks/kernel_cpu.py). Below, what oneDNN spends on
-// packing the weights at each call outweighs what it saves by blocking over tokens.
-constexpr int64_t GEMM_FROM_TOKENS = 128;
 
 std::atomic<int64_t> dot_calls{0};
 
@@ -37,14 +36,13 @@ void run(const Arguments& a, const at::Tensor& y) {
     static thread_local Groups groups;
     groups.read(a);
     const DotKernels* kernels = has_unit_rows(a.w_down) && has_unit_rows(a.w_up) ? dot_kernels(a.x.scalar_type()) : nullptr;
-    const int64_t gemm_from = kernels ? GEMM_FROM_TOKENS : 0;
     if (!y.is_same(a.x)) copy_rows(a.x, y, groups);
-    if (groups.sets > 1 && (groups.sets > DOT_SETS || groups.largest >= gemm_from)) {
-        return gemm_sets(a, groups, y);
-    }
-    if (kernels && dot_groups(a, *kernels, groups, y, gemm_from)) dot_calls.fetch_add(1, std::memory_order_relaxed);
-    for (const auto& group : groups.groups) {
-        if (group.end - group.begin >= gemm_from) gemm_group(a, groups, group, y);
+    if (kernels && groups.sets <= DOT_SETS) {
+        if (dot_groups(a, *kernels, groups, y)) dot_calls.fetch_add(1, std::memory_order_relaxed);
+    } else if (groups.sets > 1) {
+        gemm_sets(a, groups, y);
+    } else {
+        for (const auto& group : groups.groups) gemm_group(a, groups, group, y);
     }
 }
 
