@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the runs of earlier calls")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="inputs, runs and logs")
     parser.add_argument("--results", type=Path, help="folder of the result files (default: benchmarks/results)")
-    parser.add_argument("--rounds", type=int, help="rounds of interleaved runs (default: 6; quick: 3)")
+    parser.add_argument("--rounds", type=int, help="rounds of interleaved runs (default: 5; quick: 3)")
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="serving: these, beside plain")
     given = parser.parse_args()
     out = given.out.absolute() / ("quick" if given.quick else "full")
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Callable[[str], None]) -> None:
-    rounds = given.rounds or (3 if given.quick else 6)
+    rounds = given.rounds or (3 if given.quick else 5)
     inputs = Inputs(given.out.absolute() / "inputs")
     if part == "serving":
         serving.run(
@@ -59,7 +59,7 @@ def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Ca
     elif part == "growth":
         growth.run(inputs, out, results / "growth.jsonl", rounds=rounds, say=say)
     elif part == "latency":
-        latency.run(inputs, out, results / "latency.jsonl", rounds=min(rounds, 3), say=say)
+        latency.run(inputs, out, results / "latency.jsonl", rounds=min(rounds, 2), say=say)
     elif part == "plots":
         say(f"drew {', '.join(map(str, plots.draw(results)))}")
     else:

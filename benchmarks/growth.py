@@ -1,9 +1,7 @@
 """What stays the same as deletion requests and releases grow in number: `python -m benchmarks growth`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from benchmarks.machine import describe
 from benchmarks.pairing import paired_ratios, spread
 from benchmarks.results import GrowthResult, write_lines
 from benchmarks.runs import RunLog, block_order
-from benchmarks.servers import NAME, Fleet, ServerSpec
+from benchmarks.servers import NAME, Server, ServerSpec
 from benchmarks.variants import route_names, unlearn
 
 CELL = Cell(load="decode", batch=8)
@@ -23,58 +21,42 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Something that grows: a server for each of its values, all alive together."""
+    """Something that grows, and the values at which it is measured."""
 
     name: str
     values: Sequence[int]
     what: str
-    arguments: Callable[[Inputs, int], list[str]]
-    """Arguments of one value's server."""
-    models: Callable[[Inputs, int], Sequence[str]]
-    """Whom requests to one value's server ask for, in turn."""
+    rounds: int
+    """At most so many."""
 
     def variant(self, value: int) -> str:
         """Return the variant's name for one value."""
         return f"{self.name}-{value}"
 
 
-def _covering(inputs: Inputs, value: int) -> list[str]:
-    channel = f"covers-{value}"
-    inputs.promote(inputs.release(SEED, ids=value), channel)
-    return unlearn(inputs, channel)
-
-
-def _with_routes(inputs: Inputs, value: int) -> list[str]:
-    inputs.promote(inputs.release(SEED), "growth")
-    route_names(inputs, value)
-    return unlearn(inputs, "growth", "--routes", str(value))
-
-
-AXES = (
-    Axis(
-        name="deletion_requests_covered",
-        values=(1, 10, 100, 1000),
-        what="default route; the release has one adapter, rank 64, and a manifest that covers n deletion requests",
-        arguments=_covering,
-        models=lambda _, __: [NAME],
-    ),
-    Axis(
-        name="releases_resident",
-        values=(1, 4, 16, 64),
-        what="n route slots, a release in each; requests ask for the n releases in turn",
-        arguments=_with_routes,
-        models=route_names,
-    ),
+COVERED = Axis(
+    name="deletion_requests_covered",
+    values=(1, 10, 100, 1000),
+    what="default route of one server that swaps between releases; each is one adapter, rank 64, and covers n requests",
+    rounds=100,
 )
+RESIDENT = Axis(
+    name="releases_resident",
+    values=(1, 4, 16, 64),
+    what="n route slots, a release in each; requests ask for the n releases in turn; a server is started for every run",
+    rounds=3,
+)
+AXES = (COVERED, RESIDENT)
 
 
 def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Say) -> None:
     """Measure `rounds` rounds along both axes and write `results`."""
     logs = out / "logs"
     log = RunLog(out / "growth-runs.jsonl")
-    for axis in AXES:
-        if any(log.missing([axis.variant(v) for v in axis.values], cell=axis.name, round_=r) for r in range(rounds)):
-            _measure(axis, inputs, log, rounds=rounds, logs=logs, say=say)
+    with Client(inputs, logs=logs) as client:
+        for axis, measure in ((COVERED, _on_one_server), (RESIDENT, _on_a_server_each)):
+            if planned := _planned(axis, log, rounds):
+                measure(planned, inputs, log, client, logs=logs, say=say)
     write_lines(results, summary(log, rounds=rounds))
     say(f"wrote {results}")
 
@@ -123,26 +105,56 @@ def _line(axis: Axis, value: int, runs: Sequence[Mapping[str, Any]], about: Mapp
     )
 
 
-def _measure(axis: Axis, inputs: Inputs, log: RunLog, *, rounds: int, logs: Path, say: Say) -> None:
+Planned = Sequence[tuple[int, int]]
+"""Rounds and values, in the order in which they are to be run."""
+
+
+def _planned(axis: Axis, log: RunLog, rounds: int) -> Planned:
+    smallest = axis.variant(axis.values[0])
     by_variant = {axis.variant(value): value for value in axis.values}
-    specs = [
-        ServerSpec(name=variant, arguments=partial(axis.arguments, inputs, value))
-        for variant, value in by_variant.items()
+    return [
+        (round_, by_variant[variant])
+        for round_ in range(min(rounds, axis.rounds))
+        for variant in block_order(
+            log.missing(by_variant, cell=axis.name, round_=round_, baseline=smallest),
+            baseline=smallest,
+            seed=f"{axis.name} {log.session} {round_}",
+        )
     ]
-    with ExitStack() as stack:
-        fleet = stack.enter_context(Fleet(specs, logs=logs, say=say))
-        if fleet.failed:
-            say(f"NOT MEASURED {axis.name}: {next(iter(fleet.failed.values())).splitlines()[0]}")
-            return
-        client = stack.enter_context(Client(inputs, logs=logs))
-        for round_ in range(rounds):
-            missing = log.missing(by_variant, cell=axis.name, round_=round_)
-            seed = log.session * 1000 + round_
-            for variant in block_order(missing, baseline=axis.variant(axis.values[0]), seed=f"{axis.name} {seed}"):
-                models = axis.models(inputs, by_variant[variant])
-                figures = client.run(fleet.servers[variant], models, CELL, seed=seed)
-                log.append({"variant": variant, "cell": axis.name, "round": round_, **figures})
-                say(
-                    f"round {round_ + 1}/{rounds} {variant:30} {figures['output_tokens_per_s']:8.1f} tokens/s"
-                    f" {figures['peak_memory_mib']:7.0f} MiB"
-                )
+
+
+def _on_one_server(planned: Planned, inputs: Inputs, log: RunLog, client: Client, *, logs: Path, say: Say) -> None:
+    releases = {value: inputs.release(SEED, ids=value) for value in COVERED.values}
+    inputs.promote(releases[COVERED.values[0]], "growth")
+    server = Server(ServerSpec(name="growth", arguments=lambda: unlearn(inputs, "growth")), logs=logs)
+    try:
+        server.wait_ready()
+        for turn, (round_, value) in enumerate(planned):
+            inputs.promote(releases[value], "growth")
+            server.wait_live(releases[value])
+            figures = client.run(server, [NAME], CELL, seed=log.session * 1000 + turn)
+            _note(COVERED, value, round_, figures, log, say)
+    finally:
+        server.stop()
+
+
+def _on_a_server_each(planned: Planned, inputs: Inputs, log: RunLog, client: Client, *, logs: Path, say: Say) -> None:
+    inputs.promote(inputs.release(SEED), "growth")
+    for turn, (round_, value) in enumerate(planned):
+        arguments = unlearn(inputs, "growth", "--routes", str(value))
+        models = route_names(inputs, value)
+        server = Server(ServerSpec(name=f"routes-{value}", arguments=lambda given=arguments: given), logs=logs)
+        try:
+            server.wait_ready()
+            figures = client.run(server, models, CELL, seed=log.session * 1000 + 500 + turn)
+        finally:
+            server.stop()
+        _note(RESIDENT, value, round_, figures, log, say)
+
+
+def _note(axis: Axis, value: int, round_: int, figures: Mapping[str, Any], log: RunLog, say: Say) -> None:
+    log.append({"variant": axis.variant(value), "cell": axis.name, "round": round_, **figures})
+    say(
+        f"round {round_ + 1} {axis.variant(value):30} {figures['output_tokens_per_s']:8.1f} tokens/s"
+        f" {figures['peak_memory_mib']:7.0f} MiB"
+    )

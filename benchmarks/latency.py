@@ -30,7 +30,7 @@ def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Callable[
     inputs.promote(inputs.release(DEFAULT_SEED), CHANNEL)
     log = RunLog(out / "latency-runs.jsonl")
     for round_ in range(rounds):
-        missing = log.missing(VARIANTS, cell="latency", round_=round_)
+        missing = log.missing(VARIANTS, cell="latency", round_=round_, baseline=PLAIN)
         for variant in block_order(missing, baseline=PLAIN, seed=f"{log.session} {round_}"):
             seconds = _median_latency(variant, inputs, out)
             say(f"round {round_ + 1}/{rounds} latency {variant:10} {seconds * 1e3:8.1f} ms")

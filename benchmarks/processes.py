@@ -3,13 +3,24 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
 STOP_SECONDS = 20.0
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Decoding waits for memory. In 4 KiB pages a process's speed hangs on which physical pages it was dealt: two equal
+    # servers differed by 6 % for as long as they lived. In huge pages they do not.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    # On CPU, vLLM 0.32 cannot load what its ahead-of-time compilation saved and compiles for a minute at every start;
+    # the older way to keep compiled graphs works. The graphs are the same.
+    "VLLM_USE_AOT_COMPILE": "0",
+}
+"""What every child process gets, whatever its variant."""
 
 
 class BenchmarkError(Exception):
@@ -23,7 +34,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     """
     drop = ("VLLM_", "UNLEARN_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(drop) or k == "VLLM_CPU_OMP_THREADS_BIND"}
-    return {**kept, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **more}
+    return {**kept, **ENVIRONMENT, **more}
 
 
 class Measured:
@@ -77,12 +88,6 @@ class Measured:
         """Return the sum over the group of each process's peak resident memory since `reset_peak`, in MiB."""
         return sum(_status_kib(process.pid, "VmHWM") for process in self.group()) / 1024
 
-    def busy_fraction(self, seconds: float) -> float:
-        """Return the cores that the group keeps busy, over `seconds` from now."""
-        before = _cpu_seconds(self.group())
-        time.sleep(seconds)
-        return (_cpu_seconds(self.group()) - before) / seconds
-
     def stop(self) -> None:
         """End the group, gently first; safe to call again."""
         group = self.group()
@@ -103,14 +108,3 @@ def _status_kib(pid: int, field: str) -> int:
     except OSError:
         pass
     return 0
-
-
-def _cpu_seconds(group: Sequence[psutil.Process]) -> float:
-    total = 0.0
-    for process in group:
-        try:
-            times = process.cpu_times()
-            total += times.user + times.system
-        except psutil.NoSuchProcess:
-            continue
-    return total

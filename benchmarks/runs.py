@@ -12,8 +12,8 @@ Run = dict[str, Any]
 class RunLog:
     """An append-only JSONL file of runs; each has `variant`, `round`, `cell` and `block`, and its figures.
 
-    A block is what is compared: runs of one cell that follow each other in one session. A session that goes on with a
-    round that another began starts new blocks, each with a run of the baseline of its own.
+    A block is what is compared: runs of one cell in one round and one session. A session that goes on with a round that
+    another began starts new blocks, each with a run of the baseline of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,9 +31,11 @@ class RunLog:
             file.write(json.dumps(done) + "\n")
         self.runs.append(done)
 
-    def missing(self, variants: Iterable[str], *, cell: str, round_: int) -> list[str]:
-        """Return the variants that have no run of this cell in this round."""
-        done = {run["variant"] for run in self.runs if run["cell"] == cell and run["round"] == round_}
+    def missing(self, variants: Iterable[str], *, cell: str, round_: int, baseline: str) -> list[str]:
+        """Return the variants that have no run of this cell in this round, or none beside a run of the baseline."""
+        here = [run for run in self.runs if run["cell"] == cell and run["round"] == round_]
+        paired = {run["block"] for run in here if run["variant"] == baseline}
+        done = {run["variant"] for run in here if run["block"] in paired}
         return [variant for variant in variants if variant not in done]
 
 

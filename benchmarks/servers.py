@@ -1,13 +1,11 @@
-"""Servers under test: started from here, several alive at once, each idle unless it is its turn."""
+"""Servers under test, started from here."""
 
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,6 @@ NAME = "base"
 """The served model's name, in every server."""
 
 START_SECONDS = 600.0
-IDLE_CORES = 0.05
-"""A server that keeps more of a core busy while it should idle would be part of every other one's figure."""
-
-_STARTS_AT_ONCE = 2
-"""A start compiles, mostly on one core."""
-
 COMMON_FLAGS = (
     *("--served-model-name", NAME),
     *("--dtype", "bfloat16"),
@@ -75,13 +67,6 @@ class Server(Measured):
             time.sleep(0.25)
         raise BenchmarkError(f"{self.name}: not ready after {START_SECONDS:.0f} s; see {self.log}")
 
-    def require_idle(self, seconds: float = 3.0) -> float:
-        """Return the cores that the server, asked nothing, keeps busy; BenchmarkError where that disturbs others."""
-        time.sleep(2.0)  # vLLM's processes spin for a second after the last request
-        if (busy := self.busy_fraction(seconds)) > IDLE_CORES:
-            raise BenchmarkError(f"{self.name}: expected an idle server to use no core, got {busy:.2f} cores busy")
-        return busy
-
     def admin(self, path: str) -> dict[str, Any]:
         """GET /v1/unlearning/`path`."""
         response = httpx.get(
@@ -97,55 +82,6 @@ class Server(Measured):
             if time.monotonic() > deadline:
                 raise BenchmarkError(f"{self.name}: {release[:12]} was not live after 60 s; see {self.log}")
             time.sleep(0.05)
-
-
-class Fleet:
-    """Servers that are alive together. Use as a context manager: whatever happens, every one is ended."""
-
-    def __init__(self, specs: Iterable[ServerSpec], *, logs: Path, say: Callable[[str], None]) -> None:
-        self._specs = list(specs)
-        self._logs = logs
-        self._say = say
-        self.servers: dict[str, Server] = {}
-        self._ended = False
-        self.failed: dict[str, str] = {}
-        """Server name -> why it did not start."""
-
-    def __enter__(self) -> "Fleet":
-        starters = ThreadPoolExecutor(_STARTS_AT_ONCE)
-        try:
-            # Their arguments are made here, one after the other: they write inputs and move channels.
-            made = [replace(spec, arguments=partial(list, spec.arguments())) for spec in self._specs]
-            for started in [starters.submit(self._start, spec) for spec in made]:
-                started.result()
-        except BaseException:
-            self.__exit__()
-            raise
-        finally:
-            starters.shutdown(cancel_futures=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        for server in list(self.servers.values()):
-            server.stop()
-
-    def _start(self, spec: ServerSpec) -> None:
-        if self._ended:
-            return
-        self._say(f"starting {spec.name}")
-        server = Server(spec, logs=self._logs)
-        self.servers[spec.name] = server
-        try:
-            seconds = server.wait_ready()
-            self._say(f"{spec.name} is ready after {seconds:.0f} s; idle, it uses {server.require_idle():.3f} cores")
-        except BenchmarkError as problem:
-            if self._ended:
-                return
-            self.failed[spec.name] = str(problem)
-            self._say(f"FAILED {problem}")
-            server.stop()
-            del self.servers[spec.name]
 
 
 def _free_port() -> int:

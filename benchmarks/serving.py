@@ -1,8 +1,9 @@
-"""Throughput and latency of every variant, interleaved: `python -m benchmarks serving`."""
+"""Throughput and latency of every variant, in turn within each round: `python -m benchmarks serving`."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from benchmarks.inputs import RANK, Inputs
 from benchmarks.load import CELLS, LOADS, Cell, Client
 from benchmarks.machine import describe
 from benchmarks.peers import Peer
-from benchmarks.processes import BenchmarkError
+from benchmarks.processes import ENVIRONMENT, BenchmarkError
 from benchmarks.results import ResultLine, summarise, write_lines
-from benchmarks.runs import RunLog, block_order
-from benchmarks.servers import COMMON_FLAGS, Fleet
+from benchmarks.runs import RunLog
+from benchmarks.servers import COMMON_FLAGS, Server
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN, ROUTE_SLOTS, Variant, server_specs, variants
 
 PEERS = ("peft", "adapters-lib")
@@ -40,14 +41,8 @@ def run(
         for variant in variants(inputs)
         if (not only or variant.name in only or variant.name == PLAIN) and (slow or not variant.slow)
     ]
-    failed: dict[str, str] = {}
-    for session in (False, True):
-        # Two sessions, since the servers and libraries of all variants together do not fit into this memory.
-        log = RunLog(out / "serving-runs.jsonl")
-        together = [variant for variant in chosen if variant.slow == session or variant.name == PLAIN]
-        alone = len(together) == 1 < len(chosen)
-        if not alone and _blocks(together, log, rounds):
-            failed |= _measure(together, inputs, log, rounds=rounds, logs=out / "logs", say=say)
+    log = RunLog(out / "serving-runs.jsonl")
+    failed = _measure(chosen, inputs, log, rounds=rounds, logs=out / "logs", say=say)
     write_lines(results, summary(chosen, log, rounds=rounds))
     for name, why in failed.items():
         say(f"NOT MEASURED {name}: {why.splitlines()[0]}")
@@ -64,6 +59,7 @@ def summary(chosen: Sequence[Variant], log: RunLog, *, rounds: int) -> list[Resu
             "route_slots": ROUTE_SLOTS,
             "rounds": rounds,
             "server_flags": " ".join(COMMON_FLAGS),
+            "environment": ENVIRONMENT,
             "loads": {name: asdict(load) for name, load in LOADS.items()},
         },
     }
@@ -84,16 +80,31 @@ def summary(chosen: Sequence[Variant], log: RunLog, *, rounds: int) -> list[Resu
     return [line for line in lines if line is not None]
 
 
-def _blocks(chosen: Sequence[Variant], log: RunLog, rounds: int) -> list[tuple[int, Cell, list[str]]]:
-    """Return what is to be run: round, cell, and the variants in the order in which they take their turns."""
-    blocks = []
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A server's turn in a round: it starts, runs all that is measured on it, and ends before the next one starts."""
+
+    round: int
+    server: str
+    runs: Sequence[tuple[Variant, Cell]]
+
+
+def turns(chosen: Sequence[Variant], log: RunLog, rounds: int) -> list[Turn]:
+    """Return what is missing, the servers of a round in a random order of its own, plain among them."""
+    found = []
     for round_ in range(rounds):
+        todo: dict[str, list[tuple[Variant, Cell]]] = {}
         for cell in sorted({cell for variant in chosen for cell in variant.cells}):
-            here = [v.name for v in chosen if cell in v.cells and round_ < v.rounds(rounds)]
-            missing = log.missing(here, cell=_key(cell), round_=round_)
-            if order := block_order(missing, baseline=PLAIN, seed=f"{log.session} {round_} {cell}"):
-                blocks.append((round_, cell, order))
-    return blocks
+            here = [v for v in chosen if cell in v.cells and round_ < v.rounds(cell, rounds)]
+            missing = log.missing([v.name for v in here], cell=_key(cell), round_=round_, baseline=PLAIN)
+            for variant in here:
+                # A plain run of its own for each cell: what another session measured is not paired with.
+                if variant.name in missing or (missing and variant.name == PLAIN):
+                    todo.setdefault(variant.server, []).append((variant, cell))
+        servers = list(todo)
+        random.Random(f"{log.session} {round_}").shuffle(servers)
+        found += [Turn(round=round_, server=server, runs=todo[server]) for server in servers]
+    return found
 
 
 def _measure(
@@ -105,70 +116,54 @@ def _measure(
     logs: Path,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Make every run that is missing; returns what could not be started, and why."""
-    specs = server_specs(inputs)
-    names = list(dict.fromkeys(variant.server for variant in chosen))
-    with ExitStack() as stack:
-        fleet = stack.enter_context(Fleet([spec for name, spec in specs.items() if name in names], logs=logs, say=say))
-        if PLAIN not in fleet.servers:
-            raise BenchmarkError(f"without the plain server there is nothing to compare with: {fleet.failed[PLAIN]}")
-        client = stack.enter_context(Client(inputs, logs=logs))
-        peers, failed = _start_peers([name for name in names if name in PEERS], inputs, stack, logs=logs, say=say)
-        failed |= fleet.failed
-        live = {variant.name: variant for variant in chosen if variant.server not in failed}
-        blocks = _blocks(list(live.values()), log, rounds)
-        total, done = sum(len(order) for _, _, order in blocks), 0
-        for round_, cell, order in blocks:
-            for turn, name in enumerate(order):
-                if name not in live:
-                    continue
-                # No server may have seen a prompt before: the session, the round and who shares the server count.
-                seed = log.session * 1000 + round_ * 10 + _among_those_on_its_server(live[name], live)
-                try:
-                    figures = _run_one(live[name], fleet, peers, client, cell, seed=seed)
-                except BenchmarkError as problem:
-                    if name == PLAIN:
-                        raise
-                    say(f"FAILED {name}: {problem}")
-                    failed[name] = str(problem)
-                    del live[name]
-                    continue
-                run = {"variant": name, "load": cell.load, "batch": cell.batch, "cell": _key(cell), "round": round_}
-                log.append({**run, "turn": turn, **figures})
-                done += 1
-                say(
-                    f"[{done}/{total}] round {round_ + 1}/{rounds} {_key(cell):12} {name:18}"
-                    f" {figures['output_tokens_per_s']:8.1f} tokens/s"
-                )
+    """Make every run that is missing; returns what could not be measured, and why."""
+    planned = turns(chosen, log, rounds)
+    total, done = sum(len(turn.runs) for turn in planned), 0
+    failed: dict[str, str] = {}
+    with Client(inputs, logs=logs) as client:
+        for turn in planned:
+            runs = [(variant, cell) for variant, cell in turn.runs if variant.name not in failed]
+            if not runs:
+                continue
+            try:
+                with _alone(turn.server, inputs, client, logs=logs) as run_one:
+                    for variant, cell in runs:
+                        # No server may have seen a prompt before: those who share one have seeds of their own.
+                        sharing = list(dict.fromkeys(other.name for other, _ in turn.runs)).index(variant.name)
+                        figures = run_one(variant, cell, log.session * 1000 + turn.round * 10 + sharing)
+                        here = {"load": cell.load, "batch": cell.batch, "cell": _key(cell), "round": turn.round}
+                        log.append({"variant": variant.name, **here, **figures})
+                        done += 1
+                        say(
+                            f"[{done}/{total}] round {turn.round + 1}/{rounds} {_key(cell):12} {variant.name:18}"
+                            f" {figures['output_tokens_per_s']:8.1f} tokens/s"
+                        )
+            except BenchmarkError as problem:
+                if turn.server == PLAIN:
+                    raise
+                say(f"FAILED {turn.server}: {problem}")
+                failed |= {variant.name: str(problem) for variant, _ in runs}
     return failed
 
 
-def _among_those_on_its_server(variant: Variant, live: dict[str, Variant]) -> int:
-    return [other.name for other in live.values() if other.server == variant.server].index(variant.name)
-
-
-def _run_one(
-    variant: Variant, fleet: Fleet, peers: dict[str, Peer], client: Client, cell: Cell, *, seed: int
-) -> dict[str, Any]:
-    if variant.server in peers:
-        return peers[variant.server].run(cell, seed=seed)
-    return client.run(fleet.servers[variant.server], variant.models, cell, seed=seed)
-
-
-def _start_peers(
-    names: Sequence[str], inputs: Inputs, stack: ExitStack, *, logs: Path, say: Callable[[str], None]
-) -> tuple[dict[str, Peer], dict[str, str]]:
-    peers: dict[str, Peer] = {}
-    failed: dict[str, str] = {}
-    for name in names:
+@contextmanager
+def _alone(
+    name: str, inputs: Inputs, client: Client, *, logs: Path
+) -> Iterator[Callable[[Variant, Cell, int], dict[str, Any]]]:
+    """Start a server or an offline peer, give a call that makes one run on it, and end it."""
+    if name in PEERS:
+        peer = Peer(name, inputs, logs=logs)
         try:
-            peers[name] = Peer(name, inputs, logs=logs)
-            stack.callback(peers[name].stop)
-            say(f"{name} is ready")
-        except BenchmarkError as problem:
-            failed[name] = str(problem)
-            say(f"FAILED {problem}")
-    return peers, failed
+            yield lambda _, cell, seed: peer.run(cell, seed=seed)
+        finally:
+            peer.stop()
+        return
+    server = Server(server_specs(inputs)[name], logs=logs)
+    try:
+        server.wait_ready()
+        yield lambda variant, cell, seed: client.run(server, variant.models, cell, seed=seed)
+    finally:
+        server.stop()
 
 
 def _key(cell: Cell) -> str:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import LINEARS, RANK, Inputs
-from benchmarks.load import CELLS, Cell
+from benchmarks.load import BATCHES, CELLS, Cell
 from benchmarks.servers import NAME, ServerSpec
 
 PLAIN = "plain"
 ROUTE_SLOTS = 8
 OVER_SLOTS = 12
-SLOW_ROUNDS = 3
+FEW_ROUNDS = 3
 CHANNEL = "serving"
 DEFAULT_SEED = 1
 _FIRST_ROUTE_SEED = 100
@@ -30,11 +30,11 @@ class Variant:
     """Names that requests ask for, in turn."""
     cells: tuple[Cell, ...] = CELLS
     slow: bool = False
-    """Many times slower than plain: at most `SLOW_ROUNDS` rounds, in a session of its own beside plain alone."""
+    """Many times slower than plain."""
 
-    def rounds(self, wanted: int) -> int:
-        """Return how many of the rounds that are wanted this variant takes part in."""
-        return min(wanted, SLOW_ROUNDS) if self.slow else wanted
+    def rounds(self, cell: Cell, wanted: int) -> int:
+        """Return how many of the rounds that are wanted run this: `FEW_ROUNDS` at most if slow or of batch 16."""
+        return min(wanted, FEW_ROUNDS) if self.slow or cell.batch == max(BATCHES) else wanted
 
 
 def vllm(model: Path, *flags: str) -> list[str]:
@@ -71,12 +71,11 @@ def route_names(inputs: Inputs, count: int) -> tuple[str, ...]:
 
 
 def server_specs(inputs: Inputs) -> dict[str, ServerSpec]:
-    """Every server of the comparison, by name, in the order in which they are best started."""
+    """Every server of the comparison, by name."""
     as_it_comes = {"VLLM_PLUGINS": ""}
     specs = [
         ServerSpec(name=PLAIN, arguments=lambda: vllm(inputs.model), environment=as_it_comes),
         ServerSpec(name="default", arguments=lambda: unlearn(inputs, CHANNEL)),
-        # These find the compiled code of those before in the cache.
         ServerSpec(name="merged", arguments=lambda: vllm(inputs.merged), environment=as_it_comes),
         ServerSpec(name="routes", arguments=lambda: unlearn(inputs, CHANNEL, "--routes", str(ROUTE_SLOTS))),
         ServerSpec(name="plain-again", arguments=lambda: vllm(inputs.model), environment=as_it_comes),
@@ -144,11 +143,18 @@ def variants(inputs: Inputs) -> list[Variant]:
             cells=(Cell(load="decode", batch=8), Cell(load="prefill", batch=1)),
             slow=True,
         ),
-        Variant(name="peft", what="transformers + PEFT LoRA on down_proj, 4 mixed, offline", server="peft", slow=True),
+        Variant(
+            name="peft",
+            what="transformers + PEFT LoRA on down_proj, 4 mixed, offline",
+            server="peft",
+            cells=checks,
+            slow=True,
+        ),
         Variant(
             name="adapters-lib",
             what="the `adapters` library, bottleneck adapters, 4 mixed, offline",
             server="adapters-lib",
+            cells=checks,
             slow=True,
         ),
     ]

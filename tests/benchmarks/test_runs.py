@@ -17,9 +17,15 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     record(log, "plain", 100)
     record(log, "x", 90)
     again = RunLog(tmp_path / "runs.jsonl")
-    assert again.missing(VARIANTS, cell="decode-8", round_=0) == ["y"]
-    assert again.missing(VARIANTS, cell="decode-8", round_=1) == VARIANTS
-    assert again.missing(VARIANTS, cell="prefill-8", round_=0) == VARIANTS
+    assert again.missing(VARIANTS, cell="decode-8", round_=0, baseline="plain") == ["y"]
+    assert again.missing(VARIANTS, cell="decode-8", round_=1, baseline="plain") == VARIANTS
+    assert again.missing(VARIANTS, cell="prefill-8", round_=0, baseline="plain") == VARIANTS
+
+
+def test_what_was_measured_before_its_baseline_could_be_is_measured_again(tmp_path: Path) -> None:
+    record(RunLog(tmp_path / "runs.jsonl"), "x", 90)
+    again = RunLog(tmp_path / "runs.jsonl")
+    assert again.missing(VARIANTS, cell="decode-8", round_=0, baseline="plain") == VARIANTS
 
 
 def test_a_session_that_goes_on_pairs_with_its_own_baseline(tmp_path: Path) -> None:
