@@ -196,6 +196,14 @@ def test_damaged_memory_does_not_keep_a_sound_channel_from_being_served(
     assert start(config).entry == entry
 
 
+def test_only_the_release_applied_last_is_kept(config: ServingConfig, promote: Callable[..., ChannelEntry]) -> None:
+    """All of them would fill the disk that the server needs to be able to start on."""
+    for ids in (("a",), ("a", "b"), ("a", "b", "c")):
+        remember(config, entry := promote(*ids))
+    kept = {path.name for path in (config.state_path / "releases").glob("*/*")}
+    assert kept == {entry.release, entry.digest}
+
+
 class TestMark:
     """What is kept is taken for what was served last only where it is: the rest of a start is as if nothing was."""
 

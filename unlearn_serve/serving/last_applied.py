@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class LastApplied:
     def remember(self, entry: ChannelEntry, store: Store) -> None:
         """Copy the entry's release from `store`, with all signatures, then name it; a crash in between keeps the old.
 
+        What was kept before is removed at the end, or a year of deletions would fill the disk.
+
         Raises:
             StoreError: the release cannot be read or copied.
             OSError: the folder cannot be written.
@@ -68,6 +71,9 @@ class LastApplied:
         mine.copy_release(entry.release, store)
         mine.copy_signatures(entry, store)
         write_atomically(self._directory / _ENTRY, entry.to_bytes())
+        for kept in list((self._directory / _RELEASES).glob("*/*")):
+            if kept.name not in (entry.release, entry.digest):
+                shutil.rmtree(kept, ignore_errors=True)
 
     def recall(self) -> tuple[ChannelEntry, Release] | None:
         """Return the entry and its verified release; None where nothing was remembered.
