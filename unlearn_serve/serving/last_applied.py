@@ -114,8 +114,9 @@ class LastApplied:
 
     def _marks(self) -> list[Path]:
         """There is one, unless servers share the folder; oldest first."""
-        found = self._directory.iterdir() if self._directory.is_dir() else ()
-        return sorted(path for path in found if _MARK.fullmatch(path.name))
+        if not self._directory.is_dir():
+            return []
+        return sorted(path for path in self._directory.iterdir() if _MARK.fullmatch(path.name))
 
     def _entry(self) -> ChannelEntry | None:
         path = self._directory / _ENTRY
