@@ -231,7 +231,7 @@ class TestMark:
         last.mark(newest := promote("a", "b"))
         away = Path(store.url).rename(Path(store.url).with_name("away"))
         got = "generation 1" if kept else "nothing"
-        with pytest.raises(NotEnforced, match=f"served-0+{newest.generation}-.*, got {got}: "):
+        with pytest.raises(NotEnforced, match=rf"served-0+{newest.generation}-.*, got {got}: "):
             find_starting_point(config, None)
         away.rename(store.url)
         assert start(config).entry == newest
@@ -272,7 +272,7 @@ class TestMark:
         path = config.state_path / "last_applied.json"
         path.write_bytes(path.read_bytes().replace(changed, to))
         shutil.rmtree(store.url)
-        with pytest.raises(NotEnforced, match="served-0+1-"):
+        with pytest.raises(NotEnforced, match=r"served-0+1-"):
             start(config)
 
     def test_a_store_that_was_set_back_below_it(
@@ -282,10 +282,10 @@ class TestMark:
         remember(config, promote("a"))
         last.mark(promote("a", "b"))
         set_back(store, 1)
-        with pytest.raises(NotEnforced, match="served-0+2-"):
+        with pytest.raises(NotEnforced, match=r"served-0+2-"):
             start(config)
         promote("a", allow_uncover=True, reason="another generation 2")
-        with pytest.raises(NotEnforced, match="served-0+2-"):
+        with pytest.raises(NotEnforced, match=r"served-0+2-"):
             start(config)
 
 

@@ -24,7 +24,7 @@ from unlearn_serve.errors import UnlearnServeError
 from unlearn_serve.serving import records, startup, swap
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.follower import Follower
-from unlearn_serve.store import Store, moves
+from unlearn_serve.store import Store, audit, moves
 
 
 class Process:
@@ -173,6 +173,7 @@ def simulated(world: World) -> Iterator[None]:
             (startup, "Follower", partial(Follower, clock=monotonic)),
             (moves, "datetime", WallClock),
             (records, "datetime", WallClock),
+            (audit, "datetime", WallClock),
         ):
             stack.enter_context(patch.object(target, name, replacement))
         disabled, logging.root.manager.disable = logging.root.manager.disable, logging.CRITICAL

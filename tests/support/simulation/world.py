@@ -92,8 +92,9 @@ class World:
         return {path: self.objects.get(path).bytes().to_bytes() for path in paths}
 
     def files(self) -> list[Path]:
-        """What is on the server's disk, and not empty."""
-        return sorted(path for path in self.state.rglob("*") if path.is_file() and path.stat().st_size)
+        """What is kept on the server's disk, less what is empty."""
+        kept = [*self.state.rglob("last_applied.json"), *self.state.rglob("releases/*/*/*")]
+        return sorted(path for path in kept if path.stat().st_size)
 
     def kept_entry_is_sound(self) -> bool:
         """Whether the file that names what was applied last, if there is one, is a whole entry that the channel had."""
