@@ -375,7 +375,9 @@ def test_a_release_does_not_go_live_where_that_cannot_be_marked(
 
     monkeypatch.setattr(LastApplied, "mark", broken_disk)
     bench.promote(releases[0])
-    with pytest.raises(SwapError, match="--state-dir: expected a folder that can be changed, got .*Input/output error"):
+    with pytest.raises(
+        SwapError, match=r"--state-dir: expected a folder that can be changed, got .*Input/output error"
+    ):
         asyncio.run(bench.follower.apply_newest(again=False))
     assert (bench.live.entry, bench.swapper.swaps) == (None, [])
 
