@@ -12,7 +12,7 @@ from starlette.datastructures import State
 from support.adapters import write_random_adapter
 from support.tiny_models import write_tiny_model
 
-from unlearn_serve.errors import StoreUnavailable, SwapError
+from unlearn_serve.errors import NotEnforced, StoreUnavailable, SwapError
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.followed_store import FollowedStore
 from unlearn_serve.serving.follower import Follower
@@ -35,9 +35,12 @@ class InjectedSwapper:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def swap(self, release: str, *, previous: Any, when_live: Callable[[], None], mode: Any) -> SwapTimes:
+    async def swap(
+        self, release: str, *, previous: Any, when_live: Callable[[], None], mode: Any, when_staged: Any
+    ) -> SwapTimes:
         self.attempts += 1
         await self.gate.wait()
+        await when_staged()
         if self.failures:
             raise self.failures.pop(0)
         self.swaps.append((release, mode))
@@ -305,6 +308,78 @@ def test_a_full_disk_does_not_keep_a_release_from_going_live(
 
     run(scenario)
     assert (bench.live.refused, bench.swapper.attempts) == (None, 1)
+
+
+@pytest.fixture
+def last(bench: Bench) -> LastApplied:
+    return LastApplied(bench.follower.config.state_path)
+
+
+def test_what_could_not_be_kept_is_kept_ten_seconds_later(
+    bench: Bench, releases: list[str], run: Callable[..., None], last: LastApplied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one full disk would keep a server from starting without the store until the next promote."""
+    remember, attempts = LastApplied.remember, 0
+
+    def full_at_first(*arguments: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise OSError(28, "No space left on device")
+        remember(*arguments)
+
+    monkeypatch.setattr(LastApplied, "remember", full_at_first)
+
+    async def scenario() -> None:
+        generation = bench.promote(releases[0])
+        await until(lambda: bench.live.release == releases[0])
+        await bench.polls()
+        assert (attempts, last.marked[0]) == (1, generation)
+        with pytest.raises(NotEnforced, match="got nothing"):
+            last.recall()
+        bench.now += RETRY_SECONDS
+        await until(lambda: attempts == 2)
+        await bench.polls()
+        assert attempts == 2
+
+    run(scenario)
+    kept = last.recall()
+    assert kept is not None
+    assert kept[0] == bench.live.entry
+
+
+def test_an_undone_swap_does_not_keep_the_next_start_from_what_is_live(
+    bench: Bench, releases: list[str], last: LastApplied
+) -> None:
+    async def scenario() -> None:
+        bench.promote(releases[0])
+        await bench.follower.apply_newest(again=False)
+        bench.promote(releases[1])
+        bench.swapper.failures = [SwapUndone("a worker did not flip")]
+        with pytest.raises(SwapUndone):
+            await bench.follower.apply_newest(again=False)
+
+    asyncio.run(scenario())
+    kept = last.recall()
+    assert kept is not None
+    assert kept[0] == bench.live.entry
+
+
+def test_a_release_does_not_go_live_where_that_cannot_be_marked(
+    bench: Bench, releases: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start without the store would bring back what it replaces, and nothing would tell."""
+
+    def broken_disk(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(LastApplied, "mark", broken_disk)
+    bench.promote(releases[0])
+    with pytest.raises(
+        SwapError, match=r"--state-dir: expected a folder that can be changed, got .*Input/output error"
+    ):
+        asyncio.run(bench.follower.apply_newest(again=False))
+    assert (bench.live.entry, bench.swapper.swaps) == (None, [])
 
 
 class TestFollowedStore:

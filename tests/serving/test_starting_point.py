@@ -1,6 +1,7 @@
 """C12: where a server starts, with and without trusted keys: on nothing unsigned, nothing older than it applied."""
 
 import ast
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,99 @@ def test_damaged_memory_does_not_keep_a_sound_channel_from_being_served(
     remember(config, entry)
     (config.state_path / "last_applied.json").write_bytes(b"{")
     assert start(config).entry == entry
+
+
+def test_only_the_release_applied_last_is_kept(config: ServingConfig, promote: Callable[..., ChannelEntry]) -> None:
+    """All of them would fill the disk that the server needs to be able to start on."""
+    for ids in (("a",), ("a", "b"), ("a", "b", "c")):
+        remember(config, entry := promote(*ids))
+    kept = {path.name for path in (config.state_path / "releases").glob("*/*")}
+    assert kept == {entry.release, entry.digest}
+
+
+class TestMark:
+    """What is kept is taken for what was served last only where it is: the rest of a start is as if nothing was."""
+
+    @pytest.fixture
+    def last(self, config: ServingConfig) -> LastApplied:
+        return LastApplied(config.state_path, config.trusted_keys)
+
+    @pytest.mark.parametrize("allow_plain", [False, True])
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_killed_between_going_live_and_being_kept(
+        self,
+        config: ServingConfig,
+        store: Store,
+        promote: Callable[..., ChannelEntry],
+        last: LastApplied,
+        kept: bool,
+        allow_plain: bool,
+    ) -> None:
+        """Without the mark this would start on the plain model, or on a release that knows case b again."""
+        config = config.model_copy(update={"allow_plain": allow_plain})
+        last.mark(None)
+        if kept:
+            last.mark(entry := promote("a"))
+            remember(config, entry)
+        last.mark(newest := promote("a", "b"))
+        away = Path(store.url).rename(Path(store.url).with_name("away"))
+        got = "generation 1" if kept else "nothing"
+        with pytest.raises(NotEnforced, match=rf"served-0+{newest.generation}-.*, got {got}: "):
+            find_starting_point(config, None)
+        away.rename(store.url)
+        assert start(config).entry == newest
+
+    def test_an_undone_swap_is_taken_back(
+        self, config: ServingConfig, store: Store, promote: Callable[..., ChannelEntry], last: LastApplied
+    ) -> None:
+        last.mark(first := promote("a"))
+        remember(config, first)
+        last.mark(promote("a", "b"))
+        last.mark(first)
+        shutil.rmtree(store.url)
+        assert start(config).entry == first
+
+    def test_a_full_disk_does_not_keep_it_from_being_made(
+        self, config: ServingConfig, promote: Callable[..., ChannelEntry], last: LastApplied
+    ) -> None:
+        last.mark(None)
+        entry = promote("a")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            last.mark(entry)
+            with pytest.raises(OSError, match="too large"):
+                (config.state_path / "file").write_bytes(b"disk full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert last.marked == (entry.generation, entry.digest)
+
+    @pytest.mark.parametrize(("changed", "to"), [(b'"generation":1', b'"generation":9'), (b'"test"', b'"rest"')])
+    def test_a_kept_entry_that_was_changed_on_disk(
+        self, config: ServingConfig, store: Store, promote: Callable[..., ChannelEntry], changed: bytes, to: bytes
+    ) -> None:
+        """Without keys nothing else tells: it is a sound entry of a sound release."""
+        config = config.model_copy(update={"trusted_keys": ()})
+        LastApplied(config.state_path).mark(entry := promote("a"))
+        remember(config, entry)
+        path = config.state_path / "last_applied.json"
+        path.write_bytes(path.read_bytes().replace(changed, to))
+        shutil.rmtree(store.url)
+        with pytest.raises(NotEnforced, match=r"served-0+1-"):
+            start(config)
+
+    def test_a_store_that_was_set_back_below_it(
+        self, config: ServingConfig, store: Store, promote: Callable[..., ChannelEntry], last: LastApplied
+    ) -> None:
+        """Only the mark remembers generation 2: the disk was full when it went live."""
+        remember(config, promote("a"))
+        last.mark(promote("a", "b"))
+        set_back(store, 1)
+        with pytest.raises(NotEnforced, match=r"served-0+2-"):
+            start(config)
+        promote("a", allow_uncover=True, reason="another generation 2")
+        with pytest.raises(NotEnforced, match=r"served-0+2-"):
+            start(config)
 
 
 @pytest.mark.parametrize("key", ["", "AB" * 32, "../x", "0" * 63])

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-from unlearn_serve.errors import SwapError, UnlearnServeError
+from unlearn_serve.errors import NotEnforced, SwapError, UnlearnServeError
 from unlearn_serve.serving import metrics
 from unlearn_serve.serving.config import ServingConfig, SwapMode
 from unlearn_serve.serving.followed_store import FollowedStore
@@ -19,8 +20,8 @@ from unlearn_serve.store import ChannelEntry
 
 logger = logging.getLogger("vllm.unlearn_serve")
 
-_RETRY_REFUSED_SECONDS = 10.0
-"""A store that fails for a moment, or a release that is repaired, must not need another promote."""
+_RETRY_SECONDS = 10.0
+"""A store that fails for a moment, a release that is repaired, or a full disk, must not need another promote."""
 
 
 class Follower:
@@ -49,6 +50,8 @@ class Follower:
         self._applying: set[asyncio.Task[SwapRecord | None]] = set()
         self._seen_generation = live.generation
         self._retry_at = 0.0
+        self._kept: ChannelEntry | None = None
+        self._keep_at = math.inf
 
     async def run(self) -> None:
         """Poll until cancelled, or broken. No other failure ends it: no deletion would go live any more, unnoticed."""
@@ -85,14 +88,24 @@ class Follower:
             refused = again and self.live.refused
             entry = await self._read_newest(self.live.generation if refused else self._seen_generation)
             if entry is None:
+                if self._clock() >= self._keep_at:
+                    await self._keep()
                 return None
             return await self._apply(entry, mode or self.config.swap_mode)
 
     async def begin(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...], *, from_store: bool) -> None:
-        """Name what the workers started on; called once, before the server is ready."""
+        """Name what the workers started on; called once, before the server is ready.
+
+        Raises:
+            NotEnforced: the state folder cannot be changed.
+        """
+        try:
+            await asyncio.to_thread(self._last_applied.mark, entry)
+        except OSError as error:
+            raise NotEnforced(f"--state-dir: expected a folder that can be written, got {error}") from error
         self._name_live(entry, deletion_ids)
-        if entry is not None and from_store:
-            await self._remember(entry)
+        self._kept = None if from_store else entry
+        await self._keep()
         self._write(self._record("start", ok=True, entry=entry, deletion_ids=deletion_ids))
 
     async def _read_newest(self, after: int) -> ChannelEntry | None:
@@ -117,7 +130,9 @@ class Follower:
             manifest = await self._store.call(
                 lambda store: store.admit(entry, applied=self.live.entry, covered=self.live.deletion_ids)
             )
+            self._keep_at = self._clock()  # due from here on, even if this is cancelled
             if entry.release == previous:
+                await self._mark(entry)
                 self._name_live(entry, manifest.deletion_ids)
                 record = self._record("relabel", ok=True, entry=entry, deletion_ids=manifest.deletion_ids)
             else:
@@ -126,14 +141,17 @@ class Follower:
                     previous=previous,
                     when_live=lambda: self._name_live(entry, manifest.deletion_ids),
                     mode=mode,
+                    when_staged=lambda: self._mark(entry),
                 )
                 record = self._swapped(entry, manifest.deletion_ids, previous, times)
                 metrics.note_swap(record)
         except Exception as error:  # an unexpected one too: what is not noted as refused is not tried again
             self._refuse(entry, error, mode)
+            if not self.live.broken:
+                await self._keep()
             raise
         self._write(record)
-        await self._remember(entry)
+        await self._keep()
         return record
 
     def _name_live(self, entry: ChannelEntry | None, deletion_ids: tuple[str, ...]) -> None:
@@ -151,16 +169,35 @@ class Follower:
         metrics.note_refusal(mode, outcome, error)
         self._seen_generation = entry.generation
         known, self.live.refused = self.live.refused, f"generation {entry.generation}: {type(error).__name__}: {error}"
-        self._retry_at = self._clock() + _RETRY_REFUSED_SECONDS
+        self._retry_at = self._clock() + _RETRY_SECONDS
         if self.live.refused != known:
             self._write(self._record(event, ok=False, entry=entry, mode=mode, error=self.live.refused))
 
-    async def _remember(self, entry: ChannelEntry) -> None:
+    async def _mark(self, entry: ChannelEntry) -> None:
+        """From here on, until `entry` is kept too, a start without the store is refused.
+
+        Raises:
+            SwapError: the state folder cannot be changed, so a start might bring back what `entry` replaces.
+        """
         try:
-            await self._store.call(lambda store: self._last_applied.remember(entry, store))
+            await asyncio.to_thread(self._last_applied.mark, entry)
+        except OSError as error:
+            raise SwapError(f"--state-dir: expected a folder that can be changed, got {error}") from error
+
+    async def _keep(self) -> None:
+        """Keep what is live beside the server; what fails is tried again later."""
+        entry = self.live.entry
+        self._keep_at = self._clock() + _RETRY_SECONDS
+        try:
+            if entry is not None and entry != self._kept:
+                await self._store.call(lambda store: self._last_applied.remember(entry, store))
+                self._kept = entry
+            await asyncio.to_thread(self._last_applied.mark, entry)  # again: a swap may have been undone
         except Exception as error:
-            # The release is live; only a restart without the store would miss it. Serving on is the safer way.
-            logger.warning("unlearn-serve: release %s is live but could not be kept: %s", entry.release, error)
+            # What is live is the right one; only a restart without the store would be refused. Serving on is safer.
+            logger.warning("unlearn-serve: %s is live but could not be kept: %s", self.live.release, error)
+        else:
+            self._keep_at = math.inf
 
     def _swapped(
         self, entry: ChannelEntry, deletion_ids: tuple[str, ...], previous: str | None, times: SwapTimes

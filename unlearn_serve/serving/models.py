@@ -105,7 +105,6 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
         UnsupportedModel: a local block has no feed-forward module to hang a site on.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
-    from unlearn_serve.serving.starting_point import find_starting_point
 
     if NAME not in (named := os.environ.get("VLLM_PLUGINS", "")).split(","):
         # vLLM loads general plugins unasked, endpoint plugins only by name: nobody would follow the channel.
@@ -115,11 +114,22 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
         raise NotEnforced(f"--worker-extension-cls: expected {WORKER_EXTENSION}, got {got}")
     layers = _build(model, vllm_config, config)
     layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
+    start_on_release(layers, config)
+    object.__setattr__(model, ATTRIBUTE, layers)
+
+
+def start_on_release(layers: EnforcedLayers, config: ServingConfig) -> None:
+    """Make the release to start on live in one worker's sites; the plain model stays where it may. Mutates `layers`.
+
+    Raises:
+        UnlearnServeError: as `find_starting_point`, or the release does not fit.
+    """
+    from unlearn_serve.serving.starting_point import find_starting_point
+
     start = find_starting_point(config, layers.base_model)
     if start is not None:
         layers.stage(start.release.digest, start.release.tensors, start.release.manifest.deletion_ids)
         layers.flip(start.release.digest)
-    object.__setattr__(model, ATTRIBUTE, layers)
 
 
 def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -> EnforcedLayers:

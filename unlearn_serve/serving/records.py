@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
+from unlearn_serve.format.atomic import sync_folder
 from unlearn_serve.format.chain import Link, head_of, lines_of
 
 Event = Literal["start", "swap", "refusal", "relabel", "store-unreachable", "store-reachable", "broken"]
@@ -77,6 +78,8 @@ class AuditLog:
             file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
+            if not self._at.seq:  # a file that is new is an entry of its folder
+                sync_folder(self.path.parent)
             self._at, self._size = self._at.after(line), file.tell()
 
     def _end_of(self, file: BinaryIO) -> Link:

@@ -40,7 +40,7 @@ def find_starting_point(config: ServingConfig, base_model: BaseModelRef | None) 
     Raises:
         BaseModelMismatch: the release belongs to another base model.
         TrustError: no trusted key signed it, or it gives back what this server had deleted.
-        NotEnforced: there is nothing to serve under, or what there is cannot be trusted; the message says why.
+        NotEnforced: there is nothing to serve under, or it is not what was served last; the message says why.
     """
     start: StartingPoint | None
     try:
@@ -68,9 +68,11 @@ def _from_store(config: ServingConfig) -> StartingPoint:
     """The channel's newest entry, if it is not older than what this server has applied, and gives nothing back."""
     store = config.open_store()
     entry = store.channel(config.channel)
-    applied, covered = LastApplied(config.state_path).memory() or (None, ())
+    last = LastApplied(config.state_path)
+    applied, covered = last.memory() or (None, ())
     if applied is not None:
-        _require_not_older(entry, applied)
+        _require_not_older(entry, applied.generation, applied.digest)
+    _require_not_older(entry, *last.marked)  # it says more where what was applied last could not be kept
     store.admit(entry, applied=applied, covered=covered)
     return StartingPoint(entry=entry, release=store.load_release(entry.release), from_store=True)
 
@@ -83,12 +85,12 @@ def _from_state(config: ServingConfig) -> StartingPoint | None:
     return StartingPoint(entry=entry, release=release, from_store=False)
 
 
-def _require_not_older(entry: ChannelEntry, applied: ChannelEntry) -> None:
+def _require_not_older(entry: ChannelEntry, generation: int, digest: str) -> None:
     """Generations only grow: a store that lost some was emptied, restored from a backup, or set back by somebody."""
-    if entry.generation > applied.generation or entry == applied:
+    if entry.generation > generation or (entry.generation, entry.digest) == (generation, digest):
         return
-    got = "another entry of that number" if entry.generation == applied.generation else str(entry.generation)
+    got = "another entry of that number" if entry.generation == generation else str(entry.generation)
     raise DowngradeRefused(
-        f"channel {entry.channel!r}: expected generation {applied.generation} as this server applied it, or a later "
+        f"channel {entry.channel!r}: expected generation {generation} as this server applied it, or a later "
         f"one, got {got}; promote until its generation is beyond that one"
     )

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -71,13 +71,19 @@ class Swapper:
             raise NotEnforced(f"the workers cannot report an enforced release: {error}") from error
 
     async def swap(
-        self, release: str, *, previous: str | None, when_live: Callable[[], None], mode: SwapMode = "recompute"
+        self,
+        release: str,
+        *,
+        previous: str | None,
+        when_live: Callable[[], None],
+        mode: SwapMode = "recompute",
+        when_staged: Callable[[], Awaitable[None]] | None = None,
     ) -> SwapTimes:
         """Make `release` live on every worker.
 
         1. stage on all workers, while serving goes on; 2. pause generation; 3. flip on all workers; 4. forget all KV
-        computed under the earlier release: requests that still run are computed anew; 5. resume. `when_live` is called
-        between 4 and 5, before the first token under the new release.
+        computed under the earlier release: requests that still run are computed anew; 5. resume. Between 1 and 2
+        `when_staged` is awaited, and between 4 and 5, before the first token under the new release, `when_live` called.
 
         The mode says what becomes of requests that run at 2: `recompute` freezes them; `drain` first lets them finish,
         while new ones wait, and freezes those that take longer than the drain timeout; `abort` ends them, and those
@@ -90,14 +96,17 @@ class Swapper:
             previous: digest that is live now, None for the plain model; what a failed swap goes back to.
             when_live: must not raise.
             mode: see above.
+            when_staged: what it raises ends the swap.
 
         Raises:
-            SwapError: staging failed somewhere; nothing was paused, nothing has changed.
+            SwapError: staging failed somewhere, or `when_staged` did; nothing was paused, nothing has changed.
             SwapUndone: see there; what `abort` ended stays ended.
             SwapBroken: see there.
         """
         started = time.perf_counter()
         await self._stage(release)
+        if when_staged is not None:
+            await when_staged()
         staged = time.perf_counter()
         drained = await self._drain(previous) if mode == "drain" else None
         pausing = time.perf_counter()
