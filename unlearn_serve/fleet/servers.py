@@ -32,7 +32,9 @@ def _base_url(text: str) -> str:
         url = httpx.URL(text)
     except httpx.InvalidURL as problem:
         raise ValueError(f"expected the base URL of a server, got {shown(text)}: {problem}") from None
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+    if url.userinfo:
+        raise ValueError(f"expected a URL of host {shown(url.host)} without user and password; name key variables")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"expected the base URL of a server, like http://10.0.0.5:8000, got {shown(text)}")
     return text.rstrip("/")
 
