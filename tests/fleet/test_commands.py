@@ -19,11 +19,6 @@ FOREVER = "100000"
 """A wait that is to end by itself: were it left to its timeout, pytest's own would end the test."""
 
 
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-
-
 @pytest.fixture
 def fleet(tmp_path: Path) -> Callable[..., Path]:
     """Write a fleet file of servers by name."""
@@ -62,7 +57,6 @@ def test_promote_and_rollback_return_when_every_server_is_live(
     assert [generation_of(url) for url in urls] == [2, 2, 2]
     assert f"production generation 2 -> {releases[1]}" in done.stdout
     assert "3 of 3 live on generation 2 of channel production" in done.stdout
-    assert done.stdout.count("2 of 2") == 3, "workers"
 
     back = run("rollback", "--store", store.url, "--wait", *at, "--timeout", FOREVER)
     assert back.code == 0, back.stderr

@@ -95,6 +95,8 @@ def status(*, generation: int = 2, release: str = ONE, **changes: Any) -> dict[s
     [
         (status(), "live", None),
         (status(generation=3, release=OTHER), "live", None),
+        (status(generation=9, release=OTHER, store_error="no longer holds"), "behind", "no longer holds"),
+        (status(store_error="no such folder"), "live", "no such folder"),
         (status(refused="generation 3: DigestError: x", seen_generation=3), "live", "generation 3: DigestError: x"),
         (status(generation=1, release=OTHER), "behind", None),
         (status(generation=1, store_error="no such folder"), "behind", "no such folder"),
@@ -125,6 +127,8 @@ def test_an_answer_is_judged_beside_the_channel(said: dict[str, Any], state: Sta
         (200, json.dumps(status(enforced="yes")), "got one in which enforced: ", True),
         (200, json.dumps(status(release="../up")), "got one in which live.release: ", True),
         (200, '{"live": {}}', "got one in which live.release: Field required", True),
+        (200, json.dumps(status() | {"live": {"release": ONE, "generation": 2, "since": 1e300}}), "live.since: ", True),
+        (200, "[" * 100_000, "expected the status of unlearn-serve as JSON", True),
         (404, '{"error": {"message": "Not\\nFound"}}', "expected status 200, got 404: Not Found", True),
         (307, "", "expected status 200, got 307: ", True),
         (502, "<html>bad gateway</html>", "expected status 200, got 502: <html>bad gateway</html>", False),

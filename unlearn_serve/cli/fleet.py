@@ -57,7 +57,8 @@ def servers_to_wait_for(wait: bool, fleet: Path | None, urls: list[str] | None) 
 
 def wait_for_all(entry: ChannelEntry, servers: Sequence[Server], timeout: float) -> None:
     """Wait until the channel's entry is live on all servers, tell how it goes, and exit with 3 if it is not."""
-    target, live = Target.of(entry), set()
+    target = Target.of(entry)
+    live: set[str] = set()
 
     def changed(report: Report) -> None:
         label = report.answer.server.label

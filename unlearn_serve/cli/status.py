@@ -45,7 +45,7 @@ def status(
         target = newest(answers, channel)
     reports = [judge(answer, target) for answer in answers]
     if as_json:
-        stdout.print_json(data=_document(reports, target))
+        stdout.print_json(data=_document(reports, target), ensure_ascii=True)
     else:
         show(reports, target)
     exit_unless_live(reports)
@@ -77,7 +77,7 @@ def _show_one(server: Server, *, as_json: bool) -> None:
     if found.status is None:
         raise ServingError(f"{server.url}: {found.error}")
     if as_json:
-        stdout.print_json(data=found.raw)
+        stdout.print_json(data=found.raw, ensure_ascii=True)
         return
     answer: dict[str, Any] = found.raw
     live = answer["live"]

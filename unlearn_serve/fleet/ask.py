@@ -9,11 +9,12 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from unlearn_serve.fleet.servers import Server
 from unlearn_serve.format.strict_json import shown
 from unlearn_serve.serving.config import ADMIN_HEADER
+from unlearn_serve.store.channel_entry import MAX_GENERATION
 
 PATH = "/v1/unlearning/status"
 ANSWER_SECONDS = 10.0
@@ -21,6 +22,9 @@ ANSWER_SECONDS = 10.0
 
 
 Release = Annotated[str, StringConstraints(pattern="^([0-9a-f]{64}|plain)$")]
+Generation = Annotated[int, Field(ge=0, le=MAX_GENERATION)]
+UnixTime = Annotated[float, Field(ge=0, lt=2**37, allow_inf_nan=False)]
+"""Seconds, up to a year of four digits."""
 
 
 class _Said(BaseModel):
@@ -33,8 +37,8 @@ class Live(_Said):
     """What a server says is live."""
 
     release: Release
-    generation: int
-    since: float
+    generation: Generation
+    since: UnixTime
 
 
 class Worker(_Said):
@@ -50,7 +54,7 @@ class Status(_Said):
     live: Live
     enforced: bool
     channel: str
-    seen_generation: int
+    seen_generation: Generation
     store_error: str | None
     refused: str | None
     broken: str | None
@@ -105,7 +109,7 @@ async def ask(opened: httpx.AsyncClient, server: Server) -> Answer:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         error = f"expected the status of unlearn-serve, got one in which {where or 'all'}: {first['msg']}"
-    except ValueError:
+    except (ValueError, RecursionError):
         error = f"expected the status of unlearn-serve as JSON, got {shown(response.text[:60])}"
     return Answer(server=server, error=error, final=True)
 
@@ -114,7 +118,7 @@ def _refusal(response: httpx.Response, server: Server) -> str:
     """One line: the status, what the server says, and which key was sent where it is about keys."""
     try:
         said = response.json()["error"]["message"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         said = response.text
     line = f"expected status 200, got {response.status_code}: {' '.join(str(said).split())[:200]}"
     if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):

@@ -17,6 +17,8 @@ foreign      it takes none of the keys, follows another channel or store, or is 
 unreachable  no answer, or an error of the server's own
 """
 
+MAX_PROBLEM = 4096
+
 STUCK: frozenset[State] = frozenset({"refused", "broken", "foreign"})
 """Waiting alone is not likely to make it live."""
 
@@ -66,16 +68,18 @@ def _judge(status: Status, target: Target) -> tuple[State, str | None]:
         return "foreign", (
             f"expected release {target.release} as generation {target.generation}, got {live.release}: another store?"
         )
+    if live.generation > target.generation and status.store_error:
+        return "behind", status.store_error  # whether that later one is of this channel's history is not known
     if live.generation >= target.generation:
-        return ("live", status.refused) if status.enforced else ("behind", _not_enforced(status))
+        return ("live", status.refused or status.store_error) if status.enforced else ("behind", _not_enforced(status))
     if status.refused and status.seen_generation >= target.generation:
         return "refused", status.refused
     return "behind", status.store_error
 
 
 def _one_line(text: str) -> str:
-    """What a server says, without what could forge lines or move the cursor of whoever reads it."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    """What a server says, cut, and without what could forge lines or move the cursor of whoever reads it."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_PROBLEM])
 
 
 def _not_enforced(status: Status) -> str:

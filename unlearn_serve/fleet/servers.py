@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import httpx
-import yaml
 from pydantic import AfterValidator, Field
 
 from unlearn_serve.errors import FormatError, ServingError
 from unlearn_serve.format import one_line_errors
 from unlearn_serve.format.fields import NonEmptyLine
 from unlearn_serve.format.strict_json import StrictModel, shown
+from unlearn_serve.format.strict_yaml import read_yaml
 from unlearn_serve.serving.config import ADMIN_KEY_VARIABLE
 
 MAX_FLEET_BYTES = 2**20
@@ -28,15 +28,15 @@ API_KEY_VARIABLE = "VLLM_API_KEY"
 
 
 def _base_url(text: str) -> str:
+    if "@" in text:
+        raise ValueError("expected a URL without user and password; name the variables that hold keys")
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as problem:
         raise ValueError(f"expected the base URL of a server, got {shown(text)}: {problem}") from None
-    if url.userinfo:
-        raise ValueError(f"expected a URL of host {shown(url.host)} without user and password; name key variables")
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"expected the base URL of a server, like http://10.0.0.5:8000, got {shown(text)}")
-    return text.rstrip("/")
+    return str(url).rstrip("/")
 
 
 class Server(StrictModel):
@@ -45,8 +45,8 @@ class Server(StrictModel):
     url: Annotated[str, AfterValidator(_base_url)]
     """Without /v1."""
     name: NonEmptyLine | None = None
-    admin_key_variable: str = ADMIN_KEY_VARIABLE
-    api_key_variable: str = API_KEY_VARIABLE
+    admin_key_variable: NonEmptyLine = ADMIN_KEY_VARIABLE
+    api_key_variable: NonEmptyLine = API_KEY_VARIABLE
 
     @property
     def label(self) -> str:
@@ -78,16 +78,7 @@ def read_fleet(path: Path) -> list[Server]:
     Raises:
         FormatError: it cannot be read, is not YAML, breaks the schema, or names a server twice; one line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        raise FormatError(f"{path}: expected a readable fleet file, got: {problem.strerror}") from None
-    if len(data) > MAX_FLEET_BYTES:
-        raise FormatError(f"{path}: expected at most {MAX_FLEET_BYTES} bytes, got {len(data)}")
-    try:
-        found = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        raise FormatError(f"{path}: expected YAML, got: {' '.join(str(problem).split())}") from None
+    _, found = read_yaml(path, what="fleet file", max_bytes=MAX_FLEET_BYTES)
     with one_line_errors(str(path), FormatError):
         document = _Document.model_validate(found)
     return _each_once(document.servers, source=str(path))
