@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,11 +210,11 @@ class TestRequestIds:
     """The middleware knows the id that vLLM will use."""
 
     @pytest.fixture
-    def routes(self, frontend: Frontend) -> Iterator[Any]:
+    def routes(self, frontend: Frontend) -> Any:
         async def acquire(label: str) -> HeldRoute:
             return HeldRoute(release=A, name=f"base@{A}", lora_id=1, deletion_ids=frozenset())
 
-        yield SimpleNamespace(
+        return SimpleNamespace(
             names=RouteNames(["base"], {}),
             acquire=acquire,
             release=lambda route: None,

@@ -1,9 +1,9 @@
 """Whose the tokens of an engine step are, where requests name releases.
 
-vLLM tells a stat logger the sums of a step, and the totals of each request that finished in it, but no adapter. It knows
-the adapter of every request that has not finished; so a route's share is how far its requests have come since the step
-before. What is left are requests that came and finished between two steps: they are told by the id that `ServeRoutes`
-sees to.
+vLLM tells a stat logger the sums of a step, and the totals of each request that finished in it, but no adapter. It does
+know the adapter of every request that has not finished; so a route's share is how far its requests have come since the
+step before. What is left are requests that came and finished between two steps: they are told by the id that
+`ServeRoutes` sees to.
 """
 
 from collections import defaultdict
