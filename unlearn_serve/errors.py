@@ -2,7 +2,7 @@
 
 UnlearnServeError
 ├── DataError               a training or evaluation file is not what it should be
-├── FormatError             an adapter, a release or a gate breaks its format's rules
+├── FormatError             an adapter, a release, a gate or a list of servers breaks its format's rules
 │   ├── ManifestError           manifest.json: not JSON, unknown keys, bad values
 │   ├── AdapterFileError        adapter files: header, names, shapes, dtypes, NaN
 │   └── DigestError             a file's bytes are not those its digest names
@@ -43,7 +43,7 @@ class DataError(UnlearnServeError):
 
 
 class FormatError(UnlearnServeError):
-    """An adapter, a release or a gate breaks its format's rules."""
+    """An adapter, a release, a gate or a list of servers breaks its format's rules."""
 
 
 class ManifestError(FormatError):

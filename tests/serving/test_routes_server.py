@@ -243,6 +243,51 @@ def test_the_admin_sees_routes_and_nobody_else(server: Server, digests: dict[str
         assert httpx.request(method, f"{server.url}/v1/unlearning{path}").status_code == 401
 
 
+def test_tokens_are_counted_under_the_release_that_a_request_named(server: Server, digests: dict[str, str]) -> None:
+    """Streams without usage, several prompts and choices, and answers of one token, beside the default's."""
+    live = server.status()["live"]
+    of_default, of_route = (live["release"], str(live["generation"])), (digests["ab"], "route")
+    labels = {"release": digests["ab"], "generation": "route", "reason": "length"}
+
+    def counted() -> list[float]:
+        tokens = [value for one in (of_default, of_route) for value in server.tokens(*one).values()]
+        return [*tokens, server.sample("unlearn_finished_requests_total", **labels)]
+
+    def ask(model: str, **body: Any) -> dict[str, Any]:
+        with server.client() as client:
+            sent = {"model": model, "prompt": "The sea was calm, and", "temperature": 0, "ignore_eos": True, **body}
+            answer = client.post("/v1/completions", json=sent).raise_for_status()
+            return {} if body.get("stream") else answer.json()["usage"]
+
+    _complete(server, ALIAS)
+    before = counted()
+    with ThreadPoolExecutor(4) as pool:
+        usages = [
+            pool.submit(ask, ALIAS, max_tokens=1),
+            pool.submit(ask, ALIAS, max_tokens=7, prompt=["One", "Two ships"]),
+            pool.submit(ask, ALIAS, max_tokens=5, n=2, temperature=1),
+            pool.submit(ask, "base", max_tokens=6),
+        ]
+        one, prompts, choices, default = [usage.result(GENEROUS_SECONDS) for usage in usages]
+    ask(ALIAS, max_tokens=9, stream=True)
+
+    prompt = one["prompt_tokens"]
+    of_choices = 2 * prompt  # vLLM counts the prompt for each choice, but names it once in `usage`
+    expected = [
+        default["prompt_tokens"],
+        default["completion_tokens"],
+        2 * prompt + prompts["prompt_tokens"] + of_choices,
+        1 + prompts["completion_tokens"] + choices["completion_tokens"] + 9,
+        1 + 2 + 2 + 1,
+    ]
+
+    def grown() -> list[float]:
+        return [now - then for then, now in zip(before, counted(), strict=True)]
+
+    wait_until(lambda: sum(grown()) >= sum(expected), "all is counted")
+    assert grown() == expected
+
+
 def test_vllm_cannot_be_asked_to_load_or_replace_adapters(server: Server) -> None:
     with server.client() as client:
         for action in ("load", "unload"):

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from support.adapters import write_random_adapter
 from support.server import (
     ADMIN_KEY,
@@ -286,20 +285,20 @@ def test_tokens_are_counted_under_the_release_they_were_computed_under(
 ) -> None:
     release = follow()
     generation = server.status()["live"]["generation"]
-    before = _tokens(server, release, generation)
+    before = server.tokens(release, str(generation))
 
     usage = _complete(server, "/v1/completions", prompt=PROMPT, max_tokens=11, ignore_eos=True).json()["usage"]
 
     after = wait_until(
-        lambda: found if (found := _tokens(server, release, generation)) != before else None, "the counters move"
+        lambda: found if (found := server.tokens(release, str(generation))) != before else None, "the counters move"
     )
     assert after["generated"] - before["generated"] == usage["completion_tokens"] == 11
     assert after["prompt"] - before["prompt"] == usage["prompt_tokens"]
     labels = {"release": release, "generation": str(generation)}
-    assert _sample(server, "unlearn_generation", channel=CHANNEL) == generation
-    assert _sample(server, "unlearn_live", channel=CHANNEL, **labels) == 1
-    assert _sample(server, "unlearn_finished_requests_total", **labels, reason="length") >= 1
-    assert _sample(server, "unlearn_requests_total", release=release, status="200") >= 1
+    assert server.sample("unlearn_generation", channel=CHANNEL) == generation
+    assert server.sample("unlearn_live", channel=CHANNEL, **labels) == 1
+    assert server.sample("unlearn_finished_requests_total", **labels, reason="length") >= 1
+    assert server.sample("unlearn_requests_total", release=release, status="200") >= 1
 
 
 def test_metrics_tell_of_a_swap(server: Server, follow: Callable[[], str]) -> None:
@@ -308,8 +307,8 @@ def test_metrics_tell_of_a_swap(server: Server, follow: Callable[[], str]) -> No
 
     def counts() -> list[float]:
         return [
-            _sample(server, "unlearn_swaps_total", **swaps),
-            *(_sample(server, f"unlearn_{name}_seconds_count") for name in histograms),
+            server.sample("unlearn_swaps_total", **swaps),
+            *(server.sample(f"unlearn_{name}_seconds_count") for name in histograms),
         ]
 
     before, earlier = counts(), server.status()["live"]
@@ -317,14 +316,14 @@ def test_metrics_tell_of_a_swap(server: Server, follow: Callable[[], str]) -> No
 
     # The swap is live a moment before it is counted.
     wait_until(lambda: counts() == [count + 1 for count in before], "the swap is counted")
-    assert all(_sample(server, f"unlearn_{name}_seconds_sum") > 0 for name in histograms)
-    assert _sample(server, "unlearn_drain_seconds_count") == 0
+    assert all(server.sample(f"unlearn_{name}_seconds_sum") > 0 for name in histograms)
+    assert server.sample("unlearn_drain_seconds_count") == 0
     gone = {"channel": CHANNEL, "release": earlier["release"], "generation": str(earlier["generation"])}
-    assert _sample(server, "unlearn_live", **gone) == 0
-    assert _sample(server, "unlearn_store_reachable") == 1
-    looked = _sample(server, "unlearn_last_poll_timestamp_seconds")
+    assert server.sample("unlearn_live", **gone) == 0
+    assert server.sample("unlearn_store_reachable") == 1
+    looked = server.sample("unlearn_last_poll_timestamp_seconds")
     assert looked > earlier["since"]
-    wait_until(lambda: _sample(server, "unlearn_last_poll_timestamp_seconds") > looked, "it looks again")
+    wait_until(lambda: server.sample("unlearn_last_poll_timestamp_seconds") > looked, "it looks again")
 
 
 def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
@@ -337,14 +336,14 @@ def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
 
     with _refusal(server, folder, release, store, "DigestError"):
         swaps = {"mode": "drain", "outcome": "refused"}
-        before = _sample(server, "unlearn_swaps_total", **swaps)
+        before = server.sample("unlearn_swaps_total", **swaps)
         with server.client() as client:
             answer = client.post("/v1/unlearning/apply", json={"mode": "drain"})
         assert answer.status_code == 409
         assert "DigestError" in answer.text
-        assert _sample(server, "unlearn_swaps_total", **swaps) == before + 1
-        assert _sample(server, "unlearn_refusals_total", of="channel", error="SwapError") >= 1
-        assert _sample(server, "unlearn_refused") == 1
+        assert server.sample("unlearn_swaps_total", **swaps) == before + 1
+        assert server.sample("unlearn_refusals_total", of="channel", error="SwapError") >= 1
+        assert server.sample("unlearn_refused") == 1
 
     assert publish("corrupt", scale=0.3) == release, "publishing again repairs the stored bytes"
     with server.client() as client:
@@ -352,7 +351,7 @@ def test_a_corrupt_release_is_refused_and_goes_live_once_it_is_whole(
     status = server.wait_live(store.channel(CHANNEL).generation)
     assert status["live"]["release"] == release
     assert status["refused"] is None
-    assert _sample(server, "unlearn_refused") == 0
+    assert server.sample("unlearn_refused") == 0
 
 
 def test_apply_takes_only_the_modes_there_are(server: Server) -> None:
@@ -398,7 +397,7 @@ def test_it_serves_on_while_the_store_is_away(server: Server, folder: Path, foll
     with _store_away(folder):
         error = wait_until(lambda: server.status()["store_error"], "the absence is noticed")
         response = _complete(server, "/v1/completions", prompt=PROMPT)
-        assert _sample(server, "unlearn_store_reachable") == 0
+        assert server.sample("unlearn_store_reachable") == 0
         with server.client() as client:
             apply = client.post("/v1/unlearning/apply")
             rollback = client.post("/v1/unlearning/rollback", json={})
@@ -462,12 +461,12 @@ def test_in_mode_abort_a_swap_ends_what_runs_and_serves_what_comes(
         assert begun.wait(GENEROUS_SECONDS)
         generation = store.promote(new, CHANNEL, actor="test").generation
         ended = stream.result(GENEROUS_SECONDS)
-        wait_until(lambda: _sample(server, "unlearn_generation", channel=CHANNEL) == generation, "it goes live")
+        wait_until(lambda: server.sample("unlearn_generation", channel=CHANNEL) == generation, "it goes live")
 
     assert (ended.release, ended.finish_reason) == (live["release"], "abort")
     assert 0 < ended.completion_tokens < 450
     labels = {"release": live["release"], "generation": str(live["generation"])}
-    assert _sample(server, "unlearn_finished_requests_total", **labels, reason="abort") == 1
+    assert server.sample("unlearn_finished_requests_total", **labels, reason="abort") == 1
     assert _complete(server, "/v1/completions", prompt=PROMPT).headers["x-unlearn-release"] == new
     swap = wait_until(lambda: [r for r in _audit(_audit_log(folder)) if r.generation == generation], "it is noted")[-1]
     assert (swap.event, swap.mode, swap.previous_release) == ("swap", "abort", live["release"])
@@ -541,21 +540,6 @@ def _audit(path: Path) -> list[SwapRecord]:
 def _audit_log(folder: Path) -> Path:
     (found,) = (folder / "state").glob("*/audit.jsonl")
     return found
-
-
-def _sample(server: Server, name: str, **labels: str) -> float:
-    """The value of one sample of /metrics, 0 where it is not there yet."""
-    with server.client() as client:
-        text = client.get("/metrics").raise_for_status().text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
-
-
-def _tokens(server: Server, release: str, generation: int) -> dict[str, float]:
-    return {
-        kind: _sample(server, "unlearn_tokens_total", release=release, generation=str(generation), kind=kind)
-        for kind in ("prompt", "generated")
-    }
 
 
 def _run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

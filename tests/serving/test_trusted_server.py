@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from support.adapters import write_random_adapter
+from support.command_line import Run
 from support.s3 import environment_for, make_bucket, running_s3
-from support.server import ADMIN_KEY, Server, running, serve_command, wait_until
+from support.server import ADMIN_KEY, GENEROUS_SECONDS, Server, running, serve_command, wait_until
 from support.tiny_models import write_tiny_model
 
 from unlearn_serve.audit import ServerLog, issue_receipt
@@ -142,6 +143,38 @@ def test_its_log_and_the_stores_agree(server: Server, folder: Path, store: Store
     (live,) = receipt.servers
     assert (live.releases, live.until) == ((server.status()["live"]["release"],), None)
     assert receipt.releases[0].signed_by == (key.public,)
+
+
+def test_two_servers_converge_and_one_that_is_gone_is_named(
+    server: Server,
+    folder: Path,
+    base: Path,
+    store: Store,
+    key: SigningKey,
+    publish: Callable[..., str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UNLEARN_ADMIN_KEY", ADMIN_KEY)
+    command = serve_command(base, store.url, folder / "state-of-second", "--trusted-key", str(folder / "ops.pub"))
+    with running(command, log=folder / "second.log", headers=HEADERS, UNLEARN_ADMIN_KEY=ADMIN_KEY) as second:
+        second.wait_ready()
+        servers = ("--url", server.url, "--url", second.url)
+        signed = ("--store", store.url, "--sign", folder / "ops", "--wait", *servers)
+
+        done = run("promote", publish(5, key, deletion_id="case-3"), *signed, "--timeout", str(GENEROUS_SECONDS))
+
+        assert done.code == 0, done.stderr
+        live = [one.status()["live"] for one in (server, second)]
+        assert live[0]["generation"] == live[1]["generation"] == store.channel(CHANNEL).generation
+        assert live[0]["release"] == live[1]["release"]
+        assert run("status", "--store", store.url, *servers).code == 0
+
+    gone = run("promote", publish(6, key, deletion_id="case-3"), *signed, "--timeout", "5")
+
+    assert gone.code == 3
+    assert f"{second.url.removeprefix('http://')}: unreachable: no answer" in gone.stderr
+    server.wait_live(store.channel(CHANNEL).generation)
 
 
 def test_set_back_it_serves_on_and_starts_on_what_it_kept(

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from starlette.datastructures import Headers
 from support.engine import set_environment
 from support.tiny_models import write_tiny_model
 from support.vllm_config import create_config, lone_worker
@@ -324,6 +325,31 @@ class TestServer:
         engine = SimpleNamespace(output_processor=SimpleNamespace(request_states=states))
         assert vllm_lora.in_engine(engine, "base@x")
         assert not vllm_lora.in_engine(engine, "base@y")
+
+    def test_statistics_are_told_after_the_requests_have_moved_on(self) -> None:
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.output_processor import OutputProcessor
+
+        source = inspect.getsource(AsyncLLM._run_output_handler)
+        processed, recorded = source.find(".process_outputs("), source.find(".record(")
+        require(0 <= processed < recorded, "AsyncLLM's output handler: route_tokens.py counts in between")
+        finished = inspect.getsource(OutputProcessor._update_stats_from_finished)
+        require("request_id=req_state.external_req_id" in finished, "FinishedRequestStats.request_id")
+
+    def test_the_id_of_a_request_is_the_headers(self) -> None:
+        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+        from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+        from vllm.entrypoints.serve.engine.serving import BaseServing
+
+        from unlearn_serve.serving.route_middleware import REQUEST_ID_HEADER
+
+        raw = SimpleNamespace(headers=Headers({REQUEST_ID_HEADER: "mine"}))
+        require(BaseServing._base_request_id(raw, "other") == "mine", "BaseServing._base_request_id")
+        for serving in (OpenAIServingChat, OpenAIServingCompletion):
+            source = inspect.getsource(serving)
+            require("self._base_request_id(raw_request, request.request_id)" in source, f"{serving.__name__}: its id")
+        require("request_id" in ResponsesRequest.model_fields, "ResponsesRequest.request_id")
 
     def test_block_hashes_carry_name_and_path(self) -> None:
         from vllm.v1.core import kv_cache_utils

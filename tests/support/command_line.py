@@ -1,4 +1,4 @@
-"""The command line as tests call it, see the fixture `run` in tests/cli."""
+"""The command line as tests call it, see the fixture `run`."""
 
 from collections.abc import Callable
 from typing import NamedTuple

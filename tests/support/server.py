@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.engine import SETTINGS_ENVIRONMENT
 
@@ -93,6 +94,20 @@ class Server:
             return status if status["live"]["generation"] == generation else None
 
         return wait_until(live, f"generation {generation} goes live")
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The value of one sample of /metrics, 0 where it is not there yet."""
+        with self.client() as client:
+            text = client.get("/metrics").raise_for_status().text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
+
+    def tokens(self, release: str, generation: str) -> dict[str, float]:
+        """What unlearn_tokens_total has of a release, by kind."""
+        return {
+            kind: self.sample("unlearn_tokens_total", release=release, generation=generation, kind=kind)
+            for kind in ("prompt", "generated")
+        }
 
     def stop(self) -> None:
         """End the whole group; safe to call again."""

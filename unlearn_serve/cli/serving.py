@@ -1,26 +1,20 @@
-"""Commands around a server: serve and status."""
+"""The command serve."""
 
 import os
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
-from rich.table import Table
 
-from unlearn_serve.cli.console import stdout
 from unlearn_serve.cli.store import ChannelOption, StoreOption
 from unlearn_serve.cli.trust import TrustedOption
-from unlearn_serve.errors import ServingError
 from unlearn_serve.format.keys import read_public_key
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, DRAIN_TIMEOUT_SECONDS, SwapMode
+from unlearn_serve.serving.config import DRAIN_TIMEOUT_SECONDS, SwapMode
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add this module's commands to `app`."""
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(context_settings=passed_on)(serve)
-    app.command()(status)
 
 
 def serve(
@@ -71,52 +65,6 @@ def serve(
     exec_vllm(model, config, context.args)
 
 
-def status(
-    url: Annotated[str, typer.Option(help="Base URL of the server.")] = "http://127.0.0.1:8000",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as it came.")] = False,
-) -> None:
-    """Show what is live, on which workers, since when; the admin key comes from UNLEARN_ADMIN_KEY."""
-    answer = _get(f"{url.rstrip('/')}/v1/unlearning/status")
-    if as_json:
-        stdout.print_json(data=answer)
-        return
-    live = answer["live"]
-    summary = Table(show_header=False, box=None)
-    summary.add_row("release", live["release"])
-    summary.add_row("generation", f"{live['generation']} of channel {answer['channel']} in {answer['store']}")
-    summary.add_row("deletion ids", ", ".join(live["deletion_ids"]) or "none: this is the plain model")
-    summary.add_row("since", _moment(live["since"]))
-    for problem in ("broken", "refused", "store_error"):
-        if answer[problem]:
-            summary.add_row(f"[bold red]{problem.replace('_', ' ')}[/]", answer[problem])
-    stdout.print(summary)
-    workers = Table("worker", "pid", "release", "sites", "since", "staging")
-    for worker in answer["workers"]:
-        workers.add_row(
-            str(worker["rank"]),
-            str(worker["pid"]),
-            (worker["release"] or "plain")[:16],
-            str(len(worker["sites"])),
-            _moment(worker["since"]) if worker["since"] else "start",
-            worker["staging"],
-        )
-    stdout.print(workers)
-
-
-def _get(url: str) -> dict[str, Any]:
-    headers = {ADMIN_HEADER: os.environ.get(ADMIN_KEY_VARIABLE, "")}
-    if api_key := os.environ.get("VLLM_API_KEY"):
-        headers["Authorization"] = f"Bearer {api_key}"
-    try:
-        response = httpx.get(url, headers=headers, timeout=10)
-    except httpx.HTTPError as error:
-        raise ServingError(f"{url}: no answer: {error}") from error
-    if response.status_code != 200:
-        raise ServingError(f"{url}: expected status 200, got {response.status_code}: {response.text[:200]}")
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
 def _aliases(given: list[str]) -> dict[str, str]:
     aliases = {}
     for text in given:
@@ -130,7 +78,3 @@ def _aliases(given: list[str]) -> dict[str, str]:
 def _absolute(store: str) -> str:
     # The workers may run in another folder than this command.
     return store if "://" in store else os.path.abspath(store)  # noqa: PTH100 - pathlib would resolve links
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"

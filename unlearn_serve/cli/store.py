@@ -8,6 +8,15 @@ import typer
 from rich.table import Table
 
 from unlearn_serve.cli.console import stdout
+from unlearn_serve.cli.fleet import (
+    WAIT_SECONDS,
+    FleetOption,
+    TimeoutOption,
+    UrlsOption,
+    WaitOption,
+    servers_to_wait_for,
+    wait_for_all,
+)
 from unlearn_serve.cli.trust import SignOption, TrustedOption, actor, open_to_write
 from unlearn_serve.errors import StoreError
 from unlearn_serve.format import read_adapter_dir, with_evaluation, write_manifest
@@ -63,8 +72,13 @@ def promote(
     allow_uncover: AllowUncoverOption = False,
     sign: SignOption = None,
     trusted_key: TrustedOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = WAIT_SECONDS,
+    fleet: FleetOption = None,
+    url: UrlsOption = None,
 ) -> None:
     """Point a channel at a release; servers that follow it swap within a second."""
+    servers = servers_to_wait_for(wait, fleet, url)
     opened, signer = open_to_write(store, sign, trusted_key)
     entry = opened.promote(
         opened.resolve(digest),
@@ -76,6 +90,8 @@ def promote(
         signer=signer,
     )
     _print_move(entry)
+    if servers:
+        wait_for_all(entry, servers, timeout)
 
 
 def rollback(
@@ -86,13 +102,20 @@ def rollback(
     allow_uncover: AllowUncoverOption = False,
     sign: SignOption = None,
     trusted_key: TrustedOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = WAIT_SECONDS,
+    fleet: FleetOption = None,
+    url: UrlsOption = None,
 ) -> None:
     """Point a channel back at the release it named before."""
+    servers = servers_to_wait_for(wait, fleet, url)
     opened, signer = open_to_write(store, sign, trusted_key)
     entry = opened.rollback(
         channel, to_generation=to, actor=actor(), reason=reason, allow_uncover=allow_uncover, signer=signer
     )
     _print_move(entry)
+    if servers:
+        wait_for_all(entry, servers, timeout)
 
 
 def list_(store: StoreOption) -> None:

@@ -12,9 +12,8 @@ thresholds:
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from unlearn_serve.errors import FormatError, GateError
@@ -22,6 +21,7 @@ from unlearn_serve.evaluation.measures import MODEL_MEASURES, SET_MEASURES
 from unlearn_serve.format import Evaluation, GateVerdict, one_line_errors
 from unlearn_serve.format.fields import MeasureName
 from unlearn_serve.format.strict_json import StrictModel
+from unlearn_serve.format.strict_yaml import read_yaml
 
 MAX_GATE_BYTES = 2**16
 _OF_A_SET = (*SET_MEASURES, "samples")
@@ -76,16 +76,7 @@ class Gate:
         Raises:
             FormatError: it cannot be read, is not YAML, or breaks the schema; one line.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as problem:
-            raise FormatError(f"{path}: expected a readable gate file, got: {problem.strerror}") from None
-        if len(data) > MAX_GATE_BYTES:
-            raise FormatError(f"{path}: expected at most {MAX_GATE_BYTES} bytes, got {len(data)}")
-        try:
-            found = yaml.load(data, _UniqueKeys)  # a SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-            raise FormatError(f"{path}: expected YAML, got: {' '.join(str(problem).split())}") from None
+        data, found = read_yaml(path, what="gate file", max_bytes=MAX_GATE_BYTES)
         with one_line_errors(str(path), FormatError):
             document = _Document.model_validate(found)
         return cls(str(path), hashlib.sha256(data).hexdigest(), document.thresholds)
@@ -142,13 +133,3 @@ def _misses(threshold: Threshold, before: float | None, after: float | None) -> 
 
 def _shown(value: float | None) -> str:
     return "no such score (evaluate with the sets it needs)" if value is None else f"{value:g}"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML as data only, in which a key may occur once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep=deep)
-        if len(found) != len(node.value):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key occurs twice")
-        return found

@@ -70,6 +70,7 @@ async def status(follower: Annotated[Follower, Depends(follower_of)]) -> dict[st
         },
         "enforced": live.entry is not None and {worker["release"] for worker in workers} == {live.release},
         "channel": follower.config.channel,
+        "seen_generation": follower.seen_generation,
         "store": follower.config.store,
         "store_error": live.store_error,
         "refused": live.refused,

@@ -53,6 +53,11 @@ class Follower:
         self._kept: ChannelEntry | None = None
         self._keep_at = math.inf
 
+    @property
+    def seen_generation(self) -> int:
+        """The channel's newest generation that was tried or is live; the one that `live.refused` is about."""
+        return self._seen_generation
+
     async def run(self) -> None:
         """Poll until cancelled, or broken. No other failure ends it: no deletion would go live any more, unnoticed."""
         while not self.live.broken:

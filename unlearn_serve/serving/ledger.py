@@ -1,13 +1,14 @@
-"""Counts the tokens that were computed, and the requests that finished, under each release.
+"""Counts the tokens that were computed, and the requests that finished, under each release, named by a request or not.
 
 Entry point `vllm.stat_logger_plugins`; runs in the API server's process, where the follower names what is live.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from unlearn_serve.serving import metrics
+from unlearn_serve.serving.route_tokens import RouteTokens, Share
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow vllm
-    """Adds each engine step to the release that was live in it."""
+    """Adds each engine step to the release that was live in it, but for what was computed under routes."""
+
+    routes: ClassVar[RouteTokens | None] = None
+    """Set when the server has routes; vLLM makes its loggers before."""
 
     def __init__(self, vllm_config: "VllmConfig", engine_index: int = 0) -> None:
         del vllm_config, engine_index
@@ -30,13 +34,16 @@ class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow
         """Count one step."""
         del mm_cache_stats, engine_idx
         if iteration_stats is not None:
-            metrics.count_step(
-                iteration_stats.num_prompt_tokens,
-                iteration_stats.num_generation_tokens,
-                [str(request.finish_reason) for request in iteration_stats.finished_requests],
-            )
+            for release, share in self._shares(iteration_stats).items():
+                metrics.count_step(share.prompt, share.generated, share.finished, route=release)
         if scheduler_stats is not None:
             metrics.ROUTES_RUNNING.set(len(scheduler_stats.running_lora_adapters))
+
+    def _shares(self, step: "IterationStats") -> dict[str | None, Share]:
+        if self.routes is not None:
+            return self.routes.split(step)
+        reasons = [str(request.finish_reason) for request in step.finished_requests]
+        return {None: Share(prompt=step.num_prompt_tokens, generated=step.num_generation_tokens, finished=reasons)}
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

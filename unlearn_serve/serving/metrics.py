@@ -16,6 +16,9 @@ from unlearn_serve.serving.records import SwapRecord
 KEPT_RELEASES = 32
 """Series that name a release (and generation) are kept for so many; those that were counted least recently go."""
 
+ROUTE = "route"
+"""Value of the label `generation` where a request named the release: that is no generation of the channel."""
+
 Outcome = Literal["live", "drain-timeout", "refused", "undone", "broken"]
 """`drain-timeout` is live too, but what still ran after the drain was recomputed."""
 
@@ -44,12 +47,12 @@ TO_LIVE = Histogram("unlearn_publish_to_live_seconds", "From the channel's move 
 
 TOKENS = Counter(
     "unlearn_tokens",
-    "Tokens computed, by the channel's release that was live; those of requests that name a release included.",
+    "Tokens by the release that they were computed under; generation is `route` where a request named it.",
     ["release", "generation", "kind"],
 )
 FINISHED = Counter(
     "unlearn_finished_requests",
-    "Requests that the engine finished, by the channel's release that was live then; routes included.",
+    "Requests that the engine finished, by the release that they ended under.",
     ["release", "generation", "reason"],
 )
 REQUESTS = Counter(
@@ -89,13 +92,16 @@ def count(counter: Counter, labels: Sequence[str], amount: float = 1) -> None:
     counter.labels(*labels).inc(amount)
 
 
-def count_step(prompt_tokens: int, generated_tokens: int, finish_reasons: Sequence[str]) -> None:
-    """Count what one engine step computed and finished, under what is live."""
+def count_step(
+    prompt_tokens: int, generated_tokens: int, finish_reasons: Sequence[str], *, route: str | None = None
+) -> None:
+    """Count what one engine step computed and finished under a release: `route`, or None for what is live."""
     live = _live[1:] if _live else (PLAIN, "0")
-    count(TOKENS, (*live, "prompt"), prompt_tokens)
-    count(TOKENS, (*live, "generated"), generated_tokens)
+    release = live if route is None else (route, ROUTE)
+    count(TOKENS, (*release, "prompt"), prompt_tokens)
+    count(TOKENS, (*release, "generated"), generated_tokens)
     for reason in finish_reasons:
-        count(FINISHED, (*live, reason))
+        count(FINISHED, (*release, reason))
 
 
 def note_live(live: Live) -> None:

@@ -3,6 +3,7 @@
 import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,10 @@ SERVED_RELEASE = "unlearn_release"
 
 ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 """vLLM takes `model` from it on /invocations, behind this middleware."""
+
+
+REQUEST_ID_HEADER = "x-request-id"
+"""vLLM takes the id of most requests from it, and only without it from the body."""
 
 
 class ServeRoutes:
@@ -64,11 +69,14 @@ class ServeRoutes:
             await _refusal(error)(scope, receive, send)
             return
         try:
-            body = json.dumps({**document, "model": route.name}).encode()
+            document["model"] = route.name
+            request_id = _know_by_id(scope, document)
+            body = json.dumps(document).encode()
             MutableHeaders(scope=scope)["content-length"] = str(len(body))
             scope[SERVED_RELEASE] = route.release
             named = naming(send, route.release, lambda: not routes.missing_ids(route.deletion_ids))
-            await self.app(scope, _replay(body, receive), named)
+            with routes.tokens.asked(request_id, route.name):
+                await self.app(scope, _replay(body, receive), named)
         finally:
             routes.release(route)
 
@@ -97,6 +105,18 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body)
     except ValueError:
         return None
+
+
+def _know_by_id(scope: "Scope", document: dict[str, Any]) -> str:
+    """Return the id that vLLM will give the request: the client's, or else one made here, so that it is known.
+
+    Mutates the headers, or for /v1/responses, which does not look there, the document.
+    """
+    if scope["path"].endswith("/responses"):
+        return str(document.setdefault("request_id", f"resp_{uuid4().hex}"))
+    given = document.get("request_id")
+    default = given if isinstance(given, str) else uuid4().hex
+    return MutableHeaders(scope=scope).setdefault(REQUEST_ID_HEADER, default)
 
 
 def _replay(body: bytes, receive: "Receive") -> "Receive":

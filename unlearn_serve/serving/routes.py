@@ -18,6 +18,7 @@ from unlearn_serve.serving import metrics, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import PLAIN, Live
 from unlearn_serve.serving.route_names import RouteNames
+from unlearn_serve.serving.route_tokens import RouteTokens
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -65,6 +66,7 @@ class Routes:
         self._paths = config.state_path / "routes"
         shutil.rmtree(self._paths, ignore_errors=True)  # of an earlier run
         self._held: dict[str, HeldRoute] = {}
+        self.tokens = RouteTokens(engine, self.served)
         self._moving = asyncio.Lock()
         self._freed = asyncio.Event()
 
@@ -78,6 +80,15 @@ class Routes:
         if self.config.allow_uncovered_routes:
             return []
         return sorted(set(self._live.deletion_ids) - deletion_ids)
+
+    def served(self, name: str) -> str | None:
+        """Return the release that requests under adapter `name` are computed under now; None is the default's.
+
+        Ordinary adapters and routes that do not cover the default (any more) are computed under the default.
+        """
+        route = self._held.get(name.rpartition("@")[2])
+        served = route is not None and route.name == name and not self.missing_ids(route.deletion_ids)
+        return route.release if route is not None and served else None
 
     async def acquire(self, label: str) -> HeldRoute:
         """Return the route that `label` means, held by every worker and counted as in use until `release`.

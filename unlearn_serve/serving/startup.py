@@ -65,7 +65,11 @@ async def _routes(follower: Follower, engine: "EngineClient | None", state: Any)
             "unlearn-serve: on CPU, vLLM applies the LoRA in its last slot to the linear layers of requests without an "
             "adapter in the same batch (vllm-project/vllm#48421); the sites are not concerned"
         )
-    return Routes(config=follower.config, engine=engine, live=follower.live, app_state=state)
+    routes = Routes(config=follower.config, engine=engine, live=follower.live, app_state=state)
+    from unlearn_serve.serving.ledger import TokenLedger
+
+    TokenLedger.routes = routes.tokens
+    return routes
 
 
 async def _verified_follower(engine: "EngineClient | None", state: Any, args: Any) -> Follower:

@@ -4,6 +4,7 @@ The same rule holds: `tests/serving/test_vllm_lora.py` checks each against the i
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -160,3 +161,36 @@ def next_lora_id(state: Any) -> int:
 def in_engine(engine: Any, name: str) -> bool:
     """Tell whether a request under adapter `name` has been handed to the engine and has not finished."""
     return any(request.lora_name == name for request in engine.output_processor.request_states.values())
+
+
+@dataclass(frozen=True)
+class AdapterRequest:
+    """A request under an adapter, as the API server follows it; what it says moves on until it has finished."""
+
+    _state: Any
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self._state.lora_name  # type: ignore[no-any-return]
+
+    @property
+    def external_id(self) -> str:
+        """The id that statistics of finished requests give; several prompts or choices may share it."""
+        return self._state.external_req_id  # type: ignore[no-any-return]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return self._state.prompt_len  # type: ignore[no-any-return]
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that have come back so far; only where statistics are on."""
+        return self._state.stats.num_generation_tokens  # type: ignore[no-any-return]
+
+
+def requests_under_adapters(engine: Any) -> dict[str, AdapterRequest]:
+    """Return the requests under any adapter that have not finished, by an id that no other has."""
+    states = engine.output_processor.request_states
+    return {internal_id: AdapterRequest(state) for internal_id, state in states.items() if state.lora_name is not None}
