@@ -13,7 +13,8 @@ from unlearn_serve.cli.store import ChannelOption, StoreOption
 from unlearn_serve.cli.trust import TrustedOption
 from unlearn_serve.errors import ServingError
 from unlearn_serve.format.keys import read_public_key
-from unlearn_serve.serving.config import ADMIN_HEADER, ADMIN_KEY_VARIABLE, DRAIN_TIMEOUT_SECONDS, SwapMode
+from unlearn_serve.serving.admin_key import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+from unlearn_serve.serving.config import DRAIN_TIMEOUT_SECONDS, SwapMode
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -48,6 +49,10 @@ def serve(
         bool,
         typer.Option("--allow-uncovered-routes", help="Serve routes that lack deletion ids of the channel's release."),
     ] = False,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="IP:PORT or unix:PATH for the admin routes; off the public port then."),
+    ] = None,
     state_dir: Annotated[str | None, typer.Option(help="Folder for the last applied release and audit log.")] = None,
     trusted_key: TrustedOption = None,
 ) -> None:
@@ -65,6 +70,7 @@ def serve(
         routes=routes,
         route_aliases=_aliases(route_alias or []),
         allow_uncovered_routes=allow_uncovered_routes,
+        admin_listen=_listen_address(admin_listen),
         state_dir=state_dir,
         trusted_keys=tuple(read_public_key(path) for path in trusted_key or []),
     )
@@ -72,11 +78,13 @@ def serve(
 
 
 def status(
-    url: Annotated[str, typer.Option(help="Base URL of the server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(help="Base URL of the server, or unix:PATH of its admin socket.")
+    ] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as it came.")] = False,
 ) -> None:
     """Show what is live, on which workers, since when; the admin key comes from UNLEARN_ADMIN_KEY."""
-    answer = _get(f"{url.rstrip('/')}/v1/unlearning/status")
+    answer = _get(url.rstrip("/"), "/v1/unlearning/status")
     if as_json:
         stdout.print_json(data=answer)
         return
@@ -103,12 +111,15 @@ def status(
     stdout.print(workers)
 
 
-def _get(url: str) -> dict[str, Any]:
-    headers = {ADMIN_HEADER: os.environ.get(ADMIN_KEY_VARIABLE, "")}
+def _get(url: str, path: str) -> dict[str, Any]:
+    headers = {ADMIN_HEADER: os.environ.get(ADMIN_KEY_VARIABLE, "").partition(",")[0]}
     if api_key := os.environ.get("VLLM_API_KEY"):
         headers["Authorization"] = f"Bearer {api_key}"
+    socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+    transport, base = httpx.HTTPTransport(uds=socket), "http://admin" if socket else url
     try:
-        response = httpx.get(url, headers=headers, timeout=10)
+        with httpx.Client(transport=transport, base_url=base, headers=headers, timeout=10) as client:
+            response = client.get(path)
     except httpx.HTTPError as error:
         raise ServingError(f"{url}: no answer: {error}") from error
     if response.status_code != 200:
@@ -125,6 +136,15 @@ def _aliases(given: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"expected NAME=DIGEST, got {text!r}", param_hint="--route-alias")
         aliases[name] = digest
     return aliases
+
+
+def _listen_address(given: str | None) -> str | None:
+    from unlearn_serve.serving.listen_address import ListenAddress
+
+    try:
+        return given and str(ListenAddress.parse(given))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, got {given!r}", param_hint="--admin-listen") from error
 
 
 def _absolute(store: str) -> str:

@@ -1,0 +1,48 @@
+"""Errors over HTTP, in vLLM's form: for what answers before vLLM's own handlers, and for the OpenAPI."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from unlearn_serve.serving.vllm_internals import without_paths
+
+
+class ErrorInfo(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorAnswer(BaseModel):
+    """Body of every answer with a status of 400 and above."""
+
+    error: ErrorInfo
+
+
+def error_answer(
+    status: int,
+    message: str,
+    *,
+    kind: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Return the answer; `kind` is the status's phrase where none is given, and paths in `message` are left out."""
+    info = ErrorInfo(
+        message=without_paths(message),
+        type=kind or HTTPStatus(status).phrase,
+        param=param,
+        code=HTTPStatus(status).value,
+    )
+    return JSONResponse(ErrorAnswer(error=info).model_dump(), status, headers=headers)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` for errors with these statuses."""
+    return {status: {"model": ErrorAnswer} for status in statuses}
