@@ -1,6 +1,7 @@
 """Who may call what is the admin's: a key first, and then not too often."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving import metrics
 from unlearn_serve.serving.admin_key import ADMIN_HEADER, ADMIN_KEY_VARIABLE, AdminKeys
+
+logger = logging.getLogger("vllm.unlearn_serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,9 @@ class AdminDoor:
         try:
             right = await asyncio.to_thread(self._keys.accept, key)
         except NotEnforced as error:
-            return Refusal(status=403, message=f"admin endpoints are off: {error}"), "off"
+            logger.error("unlearn-serve: nobody is let in: %s", error)
+            why = "admin endpoints are off: the admin keys cannot be read, the server's log says why"
+            return Refusal(status=403, message=why), "off"
         if not right:
             await self._limiter.hit(self._failure_rate, "failures", address)
             return Refusal(status=401, message=f"the key in the header {ADMIN_HEADER} is not an admin key"), "wrong-key"

@@ -1,5 +1,7 @@
 """The paths that clients may use without the admin key. What is not listed is the operator's, also where it is new.
 
+Paths of models that only pool are not here: this plugin serves models that generate.
+
 vLLM's --api-key guards those of them that it guards: the ones under /v1, /v2, /inference and /cohere.
 """
 
@@ -35,11 +37,6 @@ INFERENCE = (
     "/v1/messages/render",
     "/v1/messages/count_tokens",
     "/v1/systemone",
-    "/v1/embeddings",
-    "/v1/score",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v2/embed",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
     "/v1/realtime",
@@ -51,10 +48,6 @@ INFERENCE = (
     "/tokenize",
     "/detokenize",
     "/tokenizer_info",
-    "/pooling",
-    "/classify",
-    "/score",
-    "/rerank",
 )
 """They compute for one client, and change nothing for another."""
 
