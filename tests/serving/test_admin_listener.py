@@ -141,8 +141,14 @@ def test_without_a_key_the_start_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("admin_listen", "localhost:1"), ("admin_rate", "often"), ("admin_failure_rate", "0/minute"), ("admin_rate", "1/day;2/day")]
-    + [("max_body_bytes", 1), ("max_body_bytes", "64 MiB")],
+    [
+        ("admin_listen", "localhost:1"),
+        ("admin_rate", "often"),
+        ("admin_rate", "1/day;2/day"),
+        ("admin_failure_rate", "0/minute"),
+        ("max_body_bytes", 1),
+        ("max_body_bytes", "64 MiB"),
+    ],
 )
 def test_a_setting_that_limits_nothing_ends_the_start(setting: str, value: object) -> None:
     with pytest.raises(NotEnforced, match=f"unlearn.{setting}: "):
