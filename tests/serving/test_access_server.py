@@ -101,7 +101,10 @@ def test_each_of_the_admin_keys_opens(server: Server) -> None:
     ("method", "path"),
     [
         *[("POST", f"/{name}") for name in ("collective_rpc", "pause", "resume", "sleep", "wake_up")],
-        *[("POST", f"/{name}") for name in ("reset_prefix_cache", "reset_mm_cache", "update_weights", "abort_requests")],
+        *[
+            ("POST", f"/{name}")
+            for name in ("reset_prefix_cache", "reset_mm_cache", "update_weights", "abort_requests")
+        ],
         *[("POST", f"/{name}") for name in ("start_profile", "stop_profile", "adapters", "fault_tolerance/apply")],
         ("GET", "/server_info"),
         ("DELETE", "/adapters/base"),
@@ -117,7 +120,13 @@ def test_vllms_routes_for_developers_are_not_there(server: Server, method: str, 
 def test_no_path_address_or_pickle_of_a_client_reaches_a_loader(server: Server, folder: Path) -> None:
     mark = folder / "unpickled"
     payload = base64.b64encode(pickle.dumps(_Touch(str(mark)))).decode()
-    named = [str(folder / "1"), f"file://{folder / '1'}", "https://example.org/adapter", f"{MODEL_NAME}@../../1", "../1"]
+    named = [
+        str(folder / "1"),
+        f"file://{folder / '1'}",
+        "https://example.org/adapter",
+        f"{MODEL_NAME}@../../1",
+        "../1",
+    ]
     headers = {**CALLERS["client"], "Content-Type": "application/json"}
 
     with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:

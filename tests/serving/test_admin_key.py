@@ -105,5 +105,3 @@ def test_an_api_key_is_no_admin_key() -> None:
 def test_a_variable_and_a_file_together_end_the_start(file: Path) -> None:
     with pytest.raises(NotEnforced, match="got both"):
         AdminKeys({"UNLEARN_ADMIN_KEY": NEW, "UNLEARN_ADMIN_KEY_FILE": str(file)})
-
-

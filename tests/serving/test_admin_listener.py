@@ -125,7 +125,9 @@ async def _never() -> None:
         ("127.0.0.1:8001", ("--ssl-keyfile", "/no", "--ssl-certfile", "/no"), "expected the TLS files"),
     ],
 )
-def test_where_it_cannot_listen_the_start_ends_with_one_line(address: str, flags: tuple[str, ...], message: str) -> None:
+def test_where_it_cannot_listen_the_start_ends_with_one_line(
+    address: str, flags: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(NotEnforced, match=message) as caught:
         listening(address, _never, *flags)
 
@@ -135,7 +137,7 @@ def test_where_it_cannot_listen_the_start_ends_with_one_line(address: str, flags
 def test_without_a_key_the_start_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNLEARN_ADMIN_KEY")
 
-    with pytest.raises(NotEnforced, match="admin_listen 127.0.0.1:8001: expected admin keys in UNLEARN_ADMIN_KEY or"):
+    with pytest.raises(NotEnforced, match=r"admin_listen 127.0.0.1:8001: expected admin keys in UNLEARN_ADMIN_KEY or"):
         listening("127.0.0.1:8001", _never)
 
 

@@ -1,4 +1,4 @@
-"""The line that `unlearn-serve serve` becomes: what it adds for routes, what it leaves to the operator, what ends it."""
+"""The line that `unlearn-serve serve` becomes: what it adds for routes, leaves to the operator, and what ends it."""
 
 from collections.abc import Callable
 from pathlib import Path
