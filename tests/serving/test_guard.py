@@ -194,6 +194,16 @@ class TestBodyLimit:
         assert too_large.status_code == 413
         assert too_large.json()["error"]["message"] == f"expected a body of at most {ADMIN_BODY_BYTES} bytes, got more"
 
+    @pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b'{"to": 1}'], ids=repr)
+    def test_a_body_that_fits_and_is_not_valid_is_answered_in_vllms_form(self, content: bytes) -> None:
+        """FastAPI's own form, for what is not UTF-8, has no `error`."""
+        headers = {**BEARER, **ADMIN, "Content-Type": "application/json"}
+
+        answer = ask(build_public_app(), "POST", "/v1/unlearning/rollback", content=content, headers=headers)
+
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == 400
+
     def test_of_inference(self, body: Callable[[int], Any]) -> None:
         app, headers = build_public_app(max_body_bytes=2**16), {**BEARER, "Content-Type": "application/json"}
 

@@ -11,7 +11,7 @@ from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, U
 from unlearn_serve.serving.admitted import REFUSALS, require_admin
 from unlearn_serve.serving.app_state import STATE
 from unlearn_serve.serving.config import SwapMode
-from unlearn_serve.serving.error_answer import documented
+from unlearn_serve.serving.error_answer import FormKeepingRoute, documented
 from unlearn_serve.serving.follower import Follower
 
 
@@ -22,7 +22,11 @@ def follower_of(request: Request) -> Follower:
 
 
 router = APIRouter(
-    prefix="/v1/unlearning", tags=["unlearning"], dependencies=[Depends(require_admin)], responses=REFUSALS
+    prefix="/v1/unlearning",
+    tags=["unlearning"],
+    dependencies=[Depends(require_admin)],
+    responses=REFUSALS,
+    route_class=FormKeepingRoute,
 )
 
 

@@ -1,10 +1,13 @@
 """Errors over HTTP, in vLLM's form: for what answers before vLLM's own handlers, and for the OpenAPI."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 
 from unlearn_serve.serving.vllm_internals import without_paths
@@ -41,6 +44,27 @@ def error_answer(
         code=HTTPStatus(status).value,
     )
     return JSONResponse(ErrorAnswer(error=info).model_dump(), status, headers=headers)
+
+
+class FormKeepingRoute(APIRoute):
+    """Raises FastAPI's HTTPException where its parser raises Starlette's, which vLLM's handlers leave in another form.
+
+    A body that is not UTF-8 is such a case.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of this route."""
+        handler = super().get_route_handler()
+
+        async def keep_to_the_form(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except HTTPException:
+                raise
+            except StarletteHTTPException as error:
+                raise HTTPException(error.status_code, error.detail) from error
+
+        return keep_to_the_form
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
