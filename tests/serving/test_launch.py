@@ -1,10 +1,14 @@
-"""The line that `unlearn-serve serve` becomes: what it adds for routes, and what it leaves to the operator."""
+"""The line that `unlearn-serve serve` becomes: what it adds for routes, leaves to the operator, and what ends it."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving.config import ServingConfig
-from unlearn_serve.serving.launch import vllm_command
+from unlearn_serve.serving.launch import serve, vllm_command
+from unlearn_serve.store import Store
 
 
 def flags(*given: str, **settings: object) -> list[str]:
@@ -49,3 +53,51 @@ def test_no_rank_is_too_large_for_vllm() -> None:
 def test_what_enforcement_needs_cannot_be_replaced(flag: str) -> None:
     with pytest.raises(NotEnforced, match="this flag is set by unlearn-serve"):
         flags(flag)
+
+
+class TestAdminAddress:
+    """Told before an engine is built: nobody waits a minute to learn of a typo."""
+
+    @pytest.fixture
+    def started(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+        """Start a server of a model that is not looked at, on the plain model of an empty store."""
+
+        def start(**settings: object) -> None:
+            config = ServingConfig(
+                store=Store.open(str(tmp_path / "store"), create=True).url,
+                state_dir=str(tmp_path / "state"),
+                allow_plain=True,
+                **settings,
+            )
+            serve("no/such-model", config, [])
+
+        monkeypatch.setattr("os.execve", lambda *_: None)
+        for name in ("UNLEARN_ADMIN_KEY", "UNLEARN_ADMIN_KEY_FILE", "VLLM_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        return start
+
+    def test_with_a_key_and_a_free_address_it_starts(
+        self, started: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        started()
+        monkeypatch.setenv("UNLEARN_ADMIN_KEY", "k" * 16)
+        started(admin_listen=f"unix:{tmp_path / 'admin.sock'}")
+
+    def test_without_a_key_it_does_not(self, started: Callable[..., None]) -> None:
+        with pytest.raises(NotEnforced, match="expected admin keys"):
+            started(admin_listen="127.0.0.1:8001")
+
+    def test_at_an_address_that_is_none_of_this_machine_it_does_not(
+        self, started: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNLEARN_ADMIN_KEY", "k" * 16)
+        with pytest.raises(NotEnforced, match="expected an address to listen on"):
+            started(admin_listen="192.0.2.1:8001")
+
+    def test_with_an_api_key_as_its_key_it_does_not(
+        self, started: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNLEARN_ADMIN_KEY", "k" * 16)
+        monkeypatch.setenv("VLLM_API_KEY", "k" * 16)
+        with pytest.raises(NotEnforced, match="no API keys"):
+            started()

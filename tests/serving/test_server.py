@@ -248,38 +248,6 @@ def test_status_by_command_line_without_the_key(server: Server) -> None:
     assert "401" in result.stderr
 
 
-@pytest.mark.parametrize(("method", "route"), ROUTES)
-@pytest.mark.parametrize(
-    ("admin_key", "expected"),
-    [(None, 401), ("wrong", 401), ("", 401), (API_KEY, 401), (ADMIN_KEY, 200)],
-    ids=["no key", "wrong key", "empty key", "inference key", "right key"],
-)
-def test_only_the_admin_key_opens(
-    server: Server, store: Store, method: str, route: str, admin_key: str | None, expected: int
-) -> None:
-    before = store.channel(CHANNEL).generation
-    headers = {"Authorization": f"Bearer {API_KEY}"}
-    if admin_key is not None:
-        headers["X-Unlearn-Admin-Key"] = admin_key
-    # Let in, this body is refused for what it asks: no right key shall move the channel here either.
-    body = {"to_generation": 10**6} if route == "rollback" else None
-
-    response = httpx.request(method, f"{server.url}/v1/unlearning/{route}", headers=headers, json=body, timeout=60)
-
-    assert response.status_code == (400 if (route, expected) == ("rollback", 200) else expected)
-    assert store.channel(CHANNEL).generation == before
-    if expected == 401:
-        assert ADMIN_KEY not in response.text
-        assert "X-Unlearn-Admin-Key" in response.text
-
-
-def test_the_admin_key_alone_does_not_pass_the_api_key(server: Server) -> None:
-    headers = {"X-Unlearn-Admin-Key": ADMIN_KEY}
-
-    assert httpx.get(f"{server.url}/v1/unlearning/status", headers=headers).status_code == 401
-    assert httpx.post(f"{server.url}/v1/completions", headers=headers, json={}).status_code == 401
-
-
 def test_tokens_are_counted_under_the_release_they_were_computed_under(
     server: Server, follow: Callable[[], str]
 ) -> None:

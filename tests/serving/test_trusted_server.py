@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support.adapters import write_random_adapter
 from support.command_line import Run
@@ -190,9 +191,19 @@ def test_set_back_it_serves_on_and_starts_on_what_it_kept(
     assert server.status()["live"] == live
     server.stop()
 
-    with running(command, log=folder / "again.log", headers=HEADERS, UNLEARN_ADMIN_KEY=ADMIN_KEY) as again:
+    # And off the public port: one start shows both.
+    socket, keys = folder / "admin.sock", folder / "admin-keys"
+    keys.write_text(ADMIN_KEY)
+    private = [*command, "--admin-listen", f"unix:{socket}"]
+    with running(private, log=folder / "again.log", headers=HEADERS, UNLEARN_ADMIN_KEY_FILE=str(keys)) as again:
         again.wait_ready()
-        assert again.status()["live"]["fingerprint"] == live["fingerprint"]
+        with again.client() as public:
+            assert public.get("/v1/unlearning/status").status_code == 404
+            assert public.post("/scale_elastic_ep", json={}).status_code == 403
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://admin") as admin:
+            assert admin.get("/v1/unlearning/status").status_code == 401
+            status = admin.get("/v1/unlearning/status", headers=HEADERS).raise_for_status().json()
+        assert status["live"]["fingerprint"] == live["fingerprint"]
 
 
 def audit(folder: Path) -> list[SwapRecord]:

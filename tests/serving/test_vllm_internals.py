@@ -21,6 +21,7 @@ from support.engine import set_environment
 from support.tiny_models import write_tiny_model
 from support.vllm_config import create_config, lone_worker
 from support.vllm_facts import require, require_parameters
+from vllm.config import MultiModalConfig
 from vllm.engine.protocol import EngineClient
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins, init_endpoint_plugins_state
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -85,11 +86,28 @@ class TestConfig:
         require(config.parallel_config.data_parallel_size == 1, "ParallelConfig.data_parallel_size")
         require(config.kv_transfer_config is None, "VllmConfig.kv_transfer_config")
 
+    def test_what_would_load_what_a_client_names_is_refused(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        require(config.model_config.enable_prompt_embeds is False, "ModelConfig.enable_prompt_embeds")
+        require(config.model_config.multimodal_config is None, "ModelConfig.multimodal_config")
+        require("enable_mm_embeds" in MultiModalConfig.__dataclass_fields__, "MultiModalConfig.enable_mm_embeds")
+
+        with monkeypatch.context() as with_adapters:
+            with_adapters.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+            (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+            assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: "), "without --enable-lora too"
+        monkeypatch.setattr(config.model_config, "enable_prompt_embeds", True)
+        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        assert line.startswith("--enable-prompt-embeds")
+        monkeypatch.setattr(config.model_config, "enable_prompt_embeds", False)
+        monkeypatch.setattr(config.model_config, "multimodal_config", MultiModalConfig(enable_mm_embeds=True))
+        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        assert line.startswith("--enable-prompt-embeds, --enable-mm-embeds: ")
+
     def test_development_routes_are_refused(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from vllm.entrypoints.launchers.app import build_app
 
         monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
-        app = build_app(_parse("serve", "model", "--api-key", "secret"), ("generate",))
+        app = build_app(_parse("serve", "model", "--api-key", "secret", *_SETTINGS), ("generate",))
 
         require("/collective_rpc" in app.openapi()["paths"], "VLLM_SERVER_DEV_MODE: does it still open this route?")
         (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
@@ -263,7 +281,7 @@ class TestEndpointPlugins:
     def test_the_api_key_guards_our_routes(self) -> None:
         from vllm.entrypoints.launchers.app import build_app
 
-        app = build_app(_parse("serve", "model", "--api-key", "secret"), ("generate",))
+        app = build_app(_parse("serve", "model", "--api-key", "secret", *_SETTINGS), ("generate",))
 
         names = [middleware.cls.__name__ for middleware in app.user_middleware]  # outermost first
         require(names.index("AuthenticationMiddleware") < names.index(NameRelease.__name__), f"order of {names}")
@@ -299,6 +317,32 @@ class TestSystemFingerprint:
         state.other = object()
         require(vllm_internals.set_system_fingerprint(state, "after") == 1, "starlette's State._state")
         assert state.chat.system_fingerprint == "after"
+
+
+def test_api_keys_are_those_that_vllm_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.entrypoints.serve.middleware import register
+
+    source = inspect.getsource(register.init_entrypoints_middleware)
+    require("for key in (args.api_key or [envs.VLLM_API_KEY]) if key" in source, "where vLLM takes API keys from")
+    assert vllm_internals.inference_keys(Namespace(api_key=None)) == []
+    monkeypatch.setenv("VLLM_API_KEY", "from the environment")
+    assert vllm_internals.inference_keys(Namespace(api_key=None)) == ["from the environment"]
+    assert vllm_internals.inference_keys(_parse("serve", "m", "--api-key", "one", "two")) == ["one", "two"]
+
+
+def test_errors_are_answered_as_vllm_does() -> None:
+    """The app of an admin listener is our own; its handlers are vLLM's."""
+    app = FastAPI()
+    app.state.args = _parse("serve", "model")
+    vllm_internals.answer_errors_as_vllm(app)
+
+    @app.get("/")
+    async def number(of: int) -> int:
+        return of
+
+    response = asyncio.run(_get(app, "/"))
+    require(response.status_code == 400, "init_exception_handler: what is not valid")
+    require(set(response.json()["error"]) == {"message", "type", "param", "code"}, "the form of errors")
 
 
 def test_errors_show_clients_no_paths() -> None:
@@ -367,6 +411,8 @@ class TestCommandLine:
         require(args.model_tag == "model", "the positional argument of `vllm serve`")
         require(args.api_server_count is None, "--api-server-count")
 
+
+_SETTINGS = ("--additional-config", json.dumps({"unlearn": {"store": "folder"}}))
 
 _PLUGIN = """
 class Plugin:

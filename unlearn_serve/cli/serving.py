@@ -42,6 +42,10 @@ def serve(
         bool,
         typer.Option("--allow-uncovered-routes", help="Serve routes that lack deletion ids of the channel's release."),
     ] = False,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="IP:PORT or unix:PATH for the admin routes; off the public port then."),
+    ] = None,
     state_dir: Annotated[str | None, typer.Option(help="Folder for the last applied release and audit log.")] = None,
     trusted_key: TrustedOption = None,
 ) -> None:
@@ -59,6 +63,7 @@ def serve(
         routes=routes,
         route_aliases=_aliases(route_alias or []),
         allow_uncovered_routes=allow_uncovered_routes,
+        admin_listen=_listen_address(admin_listen),
         state_dir=state_dir,
         trusted_keys=tuple(read_public_key(path) for path in trusted_key or []),
     )
@@ -73,6 +78,15 @@ def _aliases(given: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"expected NAME=DIGEST, got {text!r}", param_hint="--route-alias")
         aliases[name] = digest
     return aliases
+
+
+def _listen_address(given: str | None) -> str | None:
+    from unlearn_serve.serving.listen_address import ListenAddress
+
+    try:
+        return given and str(ListenAddress.parse(given))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, got {given!r}", param_hint="--admin-listen") from error
 
 
 def _absolute(store: str) -> str:

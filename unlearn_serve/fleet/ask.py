@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from unlearn_serve.fleet.servers import Server
 from unlearn_serve.format.strict_json import shown
-from unlearn_serve.serving.config import ADMIN_HEADER
+from unlearn_serve.serving.admin_key import ADMIN_HEADER
 from unlearn_serve.store.channel_entry import MAX_GENERATION
 
 PATH = "/v1/unlearning/status"
@@ -89,18 +89,19 @@ async def ask_all(servers: Iterable[Server]) -> list[Answer]:
 
 async def ask(opened: httpx.AsyncClient, server: Server) -> Answer:
     """Ask one server; never raises for what a server does or does not."""
-    headers = {ADMIN_HEADER: os.environ.get(server.admin_key_variable, "")}
+    headers = {ADMIN_HEADER: server.admin_key} if server.admin_key else {}
     if api_key := os.environ.get(server.api_key_variable):
         headers["Authorization"] = f"Bearer {api_key}"
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            response = await opened.get(server.url + PATH, headers=headers)
+            response = await _get(opened, server, headers)
     except TimeoutError:
         return Answer(server=server, error=f"no answer within {ANSWER_SECONDS:g} s")
     except httpx.HTTPError as problem:
         return Answer(server=server, error=f"no answer: {str(problem) or type(problem).__name__}")
     if response.status_code != HTTPStatus.OK:
-        final = response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+        passing = response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        final = response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR and not passing
         return Answer(server=server, error=_refusal(response, server), final=final)
     try:
         raw = response.json()
@@ -112,6 +113,13 @@ async def ask(opened: httpx.AsyncClient, server: Server) -> Answer:
     except (ValueError, RecursionError):
         error = f"expected the status of unlearn-serve as JSON, got {shown(response.text[:60])}"
     return Answer(server=server, error=error, final=True)
+
+
+async def _get(opened: httpx.AsyncClient, server: Server, headers: dict[str, str]) -> httpx.Response:
+    if server.socket is None:
+        return await opened.get(server.url + PATH, headers=headers)
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=server.socket), timeout=ANSWER_SECONDS) as own:
+        return await own.get("http://admin" + PATH, headers=headers)
 
 
 def _refusal(response: httpx.Response, server: Server) -> str:

@@ -21,13 +21,18 @@ from unlearn_serve.format import one_line_errors
 from unlearn_serve.format.fields import NonEmptyLine
 from unlearn_serve.format.strict_json import StrictModel, shown
 from unlearn_serve.format.strict_yaml import read_yaml
-from unlearn_serve.serving.config import ADMIN_KEY_VARIABLE
+from unlearn_serve.serving.admin_key import ADMIN_KEY_VARIABLE
 
 MAX_FLEET_BYTES = 2**20
 API_KEY_VARIABLE = "VLLM_API_KEY"
+UNIX = "unix:"
 
 
 def _base_url(text: str) -> str:
+    if text.startswith(UNIX):
+        if not Path(text.removeprefix(UNIX)).is_absolute():
+            raise ValueError(f"expected unix: and the absolute path of an admin socket, got {shown(text)}")
+        return text
     if "@" in text:
         raise ValueError("expected a URL without user and password; name the variables that hold keys")
     try:
@@ -43,15 +48,25 @@ class Server(StrictModel):
     """One server: where it answers, and which environment variables hold its keys."""
 
     url: Annotated[str, AfterValidator(_base_url)]
-    """Without /v1."""
+    """Without /v1; or unix:PATH, its admin socket."""
     name: NonEmptyLine | None = None
     admin_key_variable: NonEmptyLine = ADMIN_KEY_VARIABLE
     api_key_variable: NonEmptyLine = API_KEY_VARIABLE
 
     @property
     def label(self) -> str:
-        """How it is named to people: its name, or host and port."""
-        return self.name or self.url.partition("://")[2]
+        """How it is named to people: its name, or host and port, or its socket."""
+        return self.name or self.url.rpartition("://")[2]
+
+    @property
+    def socket(self) -> str | None:
+        """The path of its admin socket, where that is how it is asked."""
+        return self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+
+    @property
+    def admin_key(self) -> str:
+        """The admin key to send: the first where the variable holds several, empty where it is not set."""
+        return os.environ.get(self.admin_key_variable, "").partition(",")[0].strip()
 
 
 class _Document(StrictModel):

@@ -3,28 +3,41 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.format.keys import PublicKey
+from unlearn_serve.serving.listen_address import ListenAddress
 from unlearn_serve.serving.plugin import NAME
 from unlearn_serve.store import Store
 
 CONFIG_KEY = "unlearn"
-ADMIN_HEADER = "X-Unlearn-Admin-Key"
-ADMIN_KEY_VARIABLE = "UNLEARN_ADMIN_KEY"
-"""Environment variable with the admin key. Without it the admin endpoints answer 403: a key is never optional."""
 
 SwapMode = Literal["recompute", "drain", "abort"]
 """What becomes of running requests when the release changes, see `Swapper.swap`."""
 DRAIN_TIMEOUT_SECONDS = 60.0
+MAX_BODY_BYTES = 64 * 2**20
 
 
 def default_state_dir() -> Path:
     """Return the user's folder for what servers must not lose: last applied releases and audit logs."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "unlearn-serve"
+
+
+def _rate(text: str) -> str:
+    from limits import parse_many
+
+    limits = parse_many(text)
+    if len(limits) != 1 or limits[0].amount < 1:
+        raise ValueError("expected one limit such as 10/minute")
+    return text
+
+
+def _listen_address(text: str) -> str:
+    ListenAddress.parse(text)
+    return text
 
 
 class ServingConfig(BaseModel):
@@ -53,6 +66,18 @@ class ServingConfig(BaseModel):
         description="Ed25519 public keys; with some, what none of them signed is refused.",
     )
     state_dir: str | None = Field(default=None, description="Folder for the last applied release and the audit log.")
+    admin_listen: Annotated[str, AfterValidator(_listen_address)] | None = Field(
+        default=None, description="HOST:PORT or unix:PATH that has the admin routes; the public port then has none."
+    )
+    admin_rate: Annotated[str, AfterValidator(_rate)] = Field(
+        default="50/second", description="Most calls of admin routes that are let in, over all keys."
+    )
+    admin_failure_rate: Annotated[str, AfterValidator(_rate)] = Field(
+        default="10/minute", description="Most wrong admin keys from one address before it is refused."
+    )
+    max_body_bytes: int = Field(
+        default=MAX_BODY_BYTES, ge=2**16, le=2**31, description="Largest body of a request to vLLM's routes."
+    )
 
     @classmethod
     def from_additional_config(cls, additional_config: Any) -> Self | None:

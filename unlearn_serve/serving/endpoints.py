@@ -1,28 +1,18 @@
-"""HTTP: the admin routes under /v1/unlearning, and the release named on every response."""
+"""HTTP: the admin routes under /v1/unlearning."""
 
 import asyncio
 import os
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
-from unlearn_serve.serving import route_endpoints
-from unlearn_serve.serving.admin_key import require_admin
+from unlearn_serve.serving.admitted import REFUSALS, require_admin
+from unlearn_serve.serving.app_state import STATE
 from unlearn_serve.serving.config import SwapMode
+from unlearn_serve.serving.error_answer import FormKeepingRoute, documented
 from unlearn_serve.serving.follower import Follower
-from unlearn_serve.serving.middleware import NameRelease
-from unlearn_serve.serving.route_middleware import ServeRoutes
-from unlearn_serve.serving.startup import STATE
-
-
-def attach(app: FastAPI) -> None:
-    """Add routes and middleware to vLLM's app. Mutates `app`."""
-    app.include_router(router)
-    app.include_router(route_endpoints.router)
-    app.add_middleware(ServeRoutes)
-    app.add_middleware(NameRelease)  # around the other: it names what that one served
 
 
 def follower_of(request: Request) -> Follower:
@@ -31,13 +21,19 @@ def follower_of(request: Request) -> Follower:
     return follower
 
 
-router = APIRouter(prefix="/v1/unlearning", tags=["unlearning"], dependencies=[Depends(require_admin)])
+router = APIRouter(
+    prefix="/v1/unlearning",
+    tags=["unlearning"],
+    dependencies=[Depends(require_admin)],
+    responses=REFUSALS,
+    route_class=FormKeepingRoute,
+)
 
 
 class RollbackRequest(BaseModel):
     """Body of POST /v1/unlearning/rollback."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     reason: str = Field("", max_length=1000)
     actor: str = Field("admin endpoint", min_length=1, max_length=128)
@@ -49,7 +45,7 @@ class RollbackRequest(BaseModel):
 class ApplyRequest(BaseModel):
     """Body of POST /v1/unlearning/apply."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     mode: SwapMode | None = None
 
@@ -90,7 +86,7 @@ async def history(follower: Annotated[Follower, Depends(follower_of)]) -> dict[s
     }
 
 
-@router.post("/apply")
+@router.post("/apply", responses=documented(409, 413, 503))
 async def apply(
     follower: Annotated[Follower, Depends(follower_of)], body: ApplyRequest | None = None
 ) -> dict[str, Any]:
@@ -98,7 +94,7 @@ async def apply(
     return {"applied": await _apply(follower, body.mode if body else None)}
 
 
-@router.post("/rollback")
+@router.post("/rollback", responses=documented(409, 413, 503))
 async def rollback(body: RollbackRequest, follower: Annotated[Follower, Depends(follower_of)]) -> dict[str, Any]:
     """Roll the channel back, for every server that follows it, and swap here at once."""
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
 from unlearn_serve.layers.ffn import SITE_NAME
+from unlearn_serve.serving.admin_key import AdminKeys
 from unlearn_serve.serving.config import CONFIG_KEY, ServingConfig
+from unlearn_serve.serving.listen_address import ListenAddress
 from unlearn_serve.serving.models import WORKER_EXTENSION
 from unlearn_serve.serving.plugin import NAME
 from unlearn_serve.serving.vllm_lora import RANKS
@@ -55,11 +57,20 @@ def vllm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "VLLM_PLUGINS": ",".join(dict.fromkeys([*named, NAME]))}
 
 
+def _check_admin(config: ServingConfig) -> None:
+    """Raise NotEnforced for what would end the start once the engine is built."""
+    keys = AdminKeys(os.environ, inference_keys=filter(None, [os.environ.get("VLLM_API_KEY")]))
+    if config.admin_listen is not None:
+        keys.require(f"admin_listen {config.admin_listen}")
+        ListenAddress.parse(config.admin_listen).check()
+
+
 def serve(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> None:
     """Replace this process by `vllm serve`; does not return.
 
     Raises:
-        NotEnforced: the release that the server would start on cannot be served; told here, before the engine is built.
+        NotEnforced: the release that the server would start on cannot be served, or the admin routes cannot as they
+            should; told here, before the engine is built.
         UnsupportedModel: an encoder-decoder model, which the engine does not serve.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
@@ -73,5 +84,6 @@ def serve(model: str, config: ServingConfig, vllm_flags: Sequence[str]) -> None:
             "not serve; its adapters can be trained, fused and loaded with unlearn_serve.layers.load_adapter"
         )
     find_starting_point(config, base_model)
+    _check_admin(config)
     command = vllm_command(model, config, vllm_flags)
     os.execve(command[0], command, vllm_environment(os.environ))

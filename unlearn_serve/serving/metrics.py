@@ -22,6 +22,8 @@ ROUTE = "route"
 Outcome = Literal["live", "drain-timeout", "refused", "undone", "broken"]
 """`drain-timeout` is live too, but what still ran after the drain was recomputed."""
 
+AdminOutcome = Literal["admitted", "no-key", "wrong-key", "limited", "off"]
+
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
 
 
@@ -63,9 +65,13 @@ ROUTES_HELD = _gauge("unlearn_routes_held", "Releases beside the channel's that 
 ROUTES_RUNNING = _gauge("unlearn_routes_running", "Releases beside the channel's with running requests.")
 ROUTE_EVICTIONS = Counter("unlearn_route_evictions", "Releases that were dropped from the workers.")
 
+ADMIN_REQUESTS = Counter("unlearn_admin_requests", "Calls of what needs the admin key.", ["outcome"])
+
 for _mode in get_args(SwapMode):  # a series that starts at its first event hides it from increase()
     for _outcome in get_args(Outcome):
         SWAPS.labels(_mode, _outcome)
+for _admin_outcome in get_args(AdminOutcome):
+    ADMIN_REQUESTS.labels(_admin_outcome)
 
 _recent: dict[Counter, OrderedDict[tuple[str, ...], set[str]]] = {
     counter: OrderedDict() for counter in (TOKENS, FINISHED, REQUESTS)

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse
 
 from unlearn_serve.serving import metrics
+from unlearn_serve.serving.error_answer import error_answer
 from unlearn_serve.serving.route_middleware import SERVED_RELEASE
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class NameRelease:
             return
         live = scope["app"].state.unlearning.live
         if live.broken and not scope["path"].startswith(_ANSWER_WHEN_BROKEN):
-            response = JSONResponse({"error": {"message": f"not serving: {live.broken}", "code": 503}}, 503)
-            await response(scope, receive, send)
+            await error_answer(503, f"not serving: {live.broken}")(scope, receive, send)
             return
 
         async def send_named(message: "Message") -> None:

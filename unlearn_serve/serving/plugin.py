@@ -30,10 +30,10 @@ class UnlearningEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: "FastAPI") -> None:
-        """Add the routes and the middleware that names the release on every response."""
-        from unlearn_serve.serving.endpoints import attach
+        """Add the routes, and the middlewares that guard and limit requests and name the release on every response."""
+        from unlearn_serve.serving.attach import attach_to_public
 
-        attach(app)
+        attach_to_public(app)
 
     async def init_state(self, engine_client: Any, state: Any, args: "Namespace") -> None:
         """Verify that the release is enforced on every worker, then follow the channel; raises if it is not."""

@@ -2,14 +2,21 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Request
 
 from unlearn_serve.errors import UnlearnServeError
-from unlearn_serve.serving.admin_key import require_admin
+from unlearn_serve.serving.admitted import REFUSALS, require_admin
+from unlearn_serve.serving.app_state import ROUTES, STATE
+from unlearn_serve.serving.error_answer import FormKeepingRoute, documented
 from unlearn_serve.serving.routes import Routes, status_of
-from unlearn_serve.serving.startup import ROUTES, STATE
 
-router = APIRouter(prefix="/v1/unlearning", tags=["unlearning"], dependencies=[Depends(require_admin)])
+router = APIRouter(
+    prefix="/v1/unlearning",
+    tags=["unlearning"],
+    dependencies=[Depends(require_admin)],
+    responses=REFUSALS,
+    route_class=FormKeepingRoute,
+)
 
 
 def routes_of(request: Request) -> Routes:
@@ -20,7 +27,7 @@ def routes_of(request: Request) -> Routes:
     return routes
 
 
-@router.get("/routes")
+@router.get("/routes", responses=documented(404))
 async def listing(request: Request, routes: Annotated[Routes, Depends(routes_of)]) -> dict[str, Any]:
     """List the routes that the workers hold, least recently used first."""
     workers = await getattr(request.app.state, STATE).swapper.workers()
@@ -43,8 +50,10 @@ async def listing(request: Request, routes: Annotated[Routes, Depends(routes_of)
     }
 
 
-@router.delete("/routes/{release}")
-async def evict(release: str, routes: Annotated[Routes, Depends(routes_of)]) -> dict[str, Any]:
+@router.delete("/routes/{release}", responses=documented(404, 409))
+async def evict(
+    release: Annotated[str, Path(pattern="^([0-9a-f]{64}|plain)$")], routes: Annotated[Routes, Depends(routes_of)]
+) -> dict[str, Any]:
     """Take a route out of every worker's memory; the next request that names it brings it back."""
     try:
         await routes.evict(release)

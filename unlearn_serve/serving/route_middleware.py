@@ -7,16 +7,16 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
 
 from unlearn_serve.errors import RouteRefused, UnlearnServeError
 from unlearn_serve.serving import metrics
+from unlearn_serve.serving.app_state import ROUTES
+from unlearn_serve.serving.error_answer import error_answer
 from unlearn_serve.serving.route_fingerprint import naming
 from unlearn_serve.serving.routes import Routes, status_of
-from unlearn_serve.serving.startup import ROUTES
-from unlearn_serve.serving.vllm_internals import without_paths
 
 if TYPE_CHECKING:
+    from starlette.responses import JSONResponse
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SERVED_RELEASE = "unlearn_release"
@@ -133,11 +133,10 @@ def _replay(body: bytes, receive: "Receive") -> "Receive":
     return replay
 
 
-def _refusal(error: UnlearnServeError) -> JSONResponse:
+def _refusal(error: UnlearnServeError) -> "JSONResponse":
     status = HTTPStatus(status_of(error))
     kind = "NotFoundError" if status == HTTPStatus.NOT_FOUND else status.phrase.replace(" ", "") + "Error"
-    content = {"message": without_paths(str(error)), "type": kind, "param": "model", "code": status.value}
-    return JSONResponse({"error": content}, status.value)
+    return error_answer(status, str(error), kind=kind, param="model")
 
 
 def _with_aliases(listing: bytes, routes: Routes) -> bytes:

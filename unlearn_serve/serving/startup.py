@@ -8,6 +8,8 @@ from unlearn_serve.errors import NotEnforced, UnlearnServeError
 from unlearn_serve.format.fingerprint import fingerprint_base_model
 from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_internals, vllm_lora
+from unlearn_serve.serving.admin_listener import start_listener
+from unlearn_serve.serving.app_state import ROUTES, STATE
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.follower import Follower
 from unlearn_serve.serving.last_applied import LastApplied
@@ -21,11 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.unlearn_serve")
 
-STATE = "unlearning"
-"""Attribute of the app's state that holds the Follower."""
-ROUTES = "unlearning_routes"
-"""Attribute of the app's state that holds the Routes, None where they are off."""
-
 
 async def start_following(engine: "EngineClient | None", state: Any, args: Any) -> None:
     """Verify enforcement on every worker, name what is live, and start to follow the channel. Mutates `state`.
@@ -36,6 +33,8 @@ async def start_following(engine: "EngineClient | None", state: Any, args: Any) 
     try:
         follower = await _verified_follower(engine, state, args)
         routes = await _routes(follower, engine, state)
+        # This loop answers its first call, so not before the lines below have run.
+        state.unlearning_admin_task = start_listener(follower.config, state, args)
     except UnlearnServeError as error:
         logger.error("unlearn-serve: refusing to serve: %s", error)
         raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from vllm.config import VllmConfig
 
 TESTED_VLLM = "0.32.0"
@@ -78,10 +79,27 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
         yield "--kv-transfer-config: a KV connector may hand back KV that was computed under an earlier release"
     if config.lora_config is not None and parallel.enable_dbo:
         yield "--enable-dbo with routes: half a batch does not tell which adapters its tokens have"
-    if config.lora_config is not None and envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
+    if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         yield "VLLM_ALLOW_RUNTIME_LORA_UPDATING: its routes let anyone load and replace adapters; use --lora-modules"
+    multimodal = config.model_config.multimodal_config
+    if config.model_config.enable_prompt_embeds or (multimodal is not None and multimodal.enable_mm_embeds):
+        yield "--enable-prompt-embeds, --enable-mm-embeds: embeddings in a request are pickles that torch loads"
     if envs.VLLM_SERVER_DEV_MODE:
         yield "VLLM_SERVER_DEV_MODE: its routes let anyone call the workers and resume generation, with no key"
+
+
+def inference_keys(args: Any) -> list[str]:
+    """Return the API keys that vLLM takes, from its arguments or its environment."""
+    from vllm import envs
+
+    return [key for key in (getattr(args, "api_key", None) or [envs.VLLM_API_KEY]) if key]
+
+
+def answer_errors_as_vllm(app: "FastAPI") -> None:
+    """Let `app`, whose state has vLLM's `args`, answer what its routes raise in the form that vLLM's app does."""
+    from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+
+    init_exception_handler(app)
 
 
 def worker_model(worker: Any) -> nn.Module:
