@@ -1,0 +1,259 @@
+"""kill -9, again and again, and what is live after each restart: `python -m benchmarks.soak kills`."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.inputs import RANK
+from benchmarks.machine import describe
+from benchmarks.processes import BenchmarkError
+from benchmarks.servers import Server
+from benchmarks.soak import report
+from benchmarks.soak.channel import Channel
+from benchmarks.soak.check import check
+from benchmarks.soak.eras import Era
+from benchmarks.soak.faults import away, truncated
+from benchmarks.soak.publisher import Publisher
+from benchmarks.soak.report import KillReport, Run
+from benchmarks.soak.setting import CHANNEL, Setting
+from benchmarks.streams import StreamedRequest
+from unlearn_serve.store.channel_entry import entry_path
+
+STREAMS = 2
+FIRST_TOKENS = 16
+FIRST_CLIENTS = 4
+LINGER_SECONDS = 30.0
+"""What is left of a server whose one process was killed has so long to end by itself."""
+
+PROCESSES = ("server", "engine core", "worker", "all")
+MOMENTS = ("idle", "under load", "within a swap", "while it starts")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What is wrong when the server is started again, and what docs/operations.md, section 1, says of it."""
+
+    name: str
+    expected: str
+    make: Callable[[Setting], AbstractContextManager[None]]
+    """Does it, and undoes it at the end."""
+
+
+def _live_weights(setting: Setting) -> Path:
+    release = setting.inputs.store.channel(CHANNEL).release
+    return setting.store_folder / "releases" / release / "adapter_model.safetensors"
+
+
+def _newest_entry(setting: Setting) -> Path:
+    return setting.store_folder / entry_path(CHANNEL, setting.inputs.store.channel(CHANNEL).generation)
+
+
+def _last_applied(setting: Setting) -> Path:
+    return setting.audit_log.with_name("last_applied.json")
+
+
+@contextmanager
+def _both_lost(setting: Setting) -> Iterator[None]:
+    with truncated(_last_applied(setting)), away(setting.store_folder):
+        yield
+
+
+DAMAGES = (
+    Damage(name="none", expected="ready", make=lambda _: nullcontext()),
+    Damage(name="store away", expected="ready", make=lambda setting: away(setting.store_folder)),
+    Damage(name="none", expected="ready", make=lambda _: nullcontext()),
+    Damage(name="release truncated", expected="refuses", make=lambda setting: truncated(_live_weights(setting))),
+    Damage(name="last_applied truncated", expected="ready", make=lambda setting: truncated(_last_applied(setting))),
+    Damage(name="none", expected="ready", make=lambda _: nullcontext()),
+    Damage(name="entry truncated", expected="refuses", make=lambda setting: truncated(_newest_entry(setting))),
+    Damage(name="store away, last_applied truncated", expected="refuses", make=_both_lost),
+)
+
+
+class Kills:
+    """The runs of one call, one after the other on the same store and state."""
+
+    def __init__(self, setting: Setting, publisher: Publisher, *, seed: int, say: Say) -> None:
+        self.requests: list[StreamedRequest] = []
+        """All that clients asked, cut or whole."""
+        self.first_tokens = 0
+        self._setting = setting
+        self._publisher = publisher
+        self._chance = random.Random(seed)
+        self._say = say
+        self._channel: Channel | None = None
+
+    def run(self, number: int) -> Run:
+        """Kill once, start again, and look at the first tokens."""
+        began = time.time()
+        process = PROCESSES[number % len(PROCESSES)]
+        moment = self._chance.choice(MOMENTS)
+        damage = DAMAGES[(number + number // len(PROCESSES)) % len(DAMAGES)]  # with each process in turn
+        channel = self._running()
+        channel.move()
+        before = {channel.status()["live"]["release"]}
+        with self._load(channel) if moment != "idle" else nullcontext():
+            if moment == "within a swap":
+                entry = self._publisher.promote(channel.next_release())
+                before.add(entry["release"])
+                time.sleep(self._chance.uniform(0.0, 0.5))
+            lingered = self._kill(channel, process)
+        if process == "all" or moment == "while it starts":
+            before.add(channel.first)  # the publisher's last order
+        if moment == "while it starts":
+            starting = Channel(self._setting, self._setting.server(), self._publisher)
+            time.sleep(self._chance.uniform(1.0, 20.0))
+            lingered += self._kill(starting, "all")
+        newest = self._setting.inputs.store.channel(CHANNEL).release
+        # While the store is away the server knows what it has noted as applied, which a swap may not have come to.
+        allowed = before | {newest} if damage.name.startswith("store away") else {newest}
+        with damage.make(self._setting):
+            server = self._setting.server()
+            ready = _becomes_ready(server)
+            stale = self._stale_first_tokens(server, allowed) if ready else 0
+            release = server.admin("status")["live"]["release"] if ready else None
+        self._channel = Channel(self._setting, server, self._publisher, seed=number) if ready else None
+        return Run(
+            killed=process,
+            moment=moment,
+            damage=damage.name,
+            expected=damage.expected,
+            got="ready" if ready else "refuses",
+            release_before=newest,
+            release_after=release,
+            stale_tokens=stale,
+            lingered=lingered,
+            seconds=time.time() - began,
+        )
+
+    def close(self) -> None:
+        """End the server."""
+        if self._channel is not None:
+            self._channel.server.stop()
+
+    def _running(self) -> Channel:
+        """The server of the run before; where that refused to start, a new one, which must not now that all is well."""
+        if self._channel is None:
+            server = self._setting.server()
+            if not _becomes_ready(server):
+                raise BenchmarkError(f"the server did not start although nothing was damaged; see {server.log}")
+            self._channel = Channel(self._setting, server, self._publisher)
+            newest = self._setting.inputs.store.channel(CHANNEL).release
+            if stale := self._stale_first_tokens(server, {newest}):
+                raise BenchmarkError(f"{stale} of the first tokens are not from {newest}, which the channel names")
+        return self._channel
+
+    @contextmanager
+    def _load(self, channel: Channel) -> Iterator[None]:
+        streams = self._setting.streams(channel.server, STREAMS)
+        try:
+            with streams:
+                channel.wait_until(lambda: any(one.tokens for one in streams.requests), "a stream has begun")
+                yield
+        finally:
+            self.requests += streams.requests
+
+    def _kill(self, channel: Channel, process: str) -> list[str]:
+        """Kill -9 one process of the server, or all and the publisher with them; returns what did not end after it."""
+        group = channel.server.group()
+        names = {one.pid: one.name() for one in group}
+        if process == "all":
+            victims = group
+            self._publisher.begin(do="promote", release=channel.first, allow_uncover=False)
+            time.sleep(self._chance.uniform(0.0, 0.03))
+            self._publisher.kill()
+        elif process == "server":
+            victims = [one for one in group if one.pid == channel.server.process.pid]
+        else:
+            prefix = "VLLM::EngineCore" if process == "engine core" else "VLLM::Worker"
+            victims = [one for one in group if one.name().startswith(prefix)]
+        if not victims:
+            raise BenchmarkError(f"expected a process of the {process}, got {sorted(names.values())}")
+        for victim in victims:
+            victim.kill()
+        _, alive = psutil.wait_procs(group, timeout=LINGER_SECONDS)
+        for one in alive:
+            one.kill()
+        psutil.wait_procs(alive)
+        return [names[one.pid] for one in alive]
+
+    def _stale_first_tokens(self, server: Server, allowed: set[str]) -> int:
+        """Ask as soon as the server is ready; count the tokens that are not from one of the allowed releases."""
+        words = self._setting.words()
+        streams = self._setting.streams(server, FIRST_CLIENTS, output_tokens=FIRST_TOKENS)
+        with streams:
+            deadline = time.monotonic() + 60
+            while sum(one.ended is not None for one in streams.requests) < FIRST_CLIENTS:
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"no first answers in a minute; see {server.log}")
+                time.sleep(0.1)
+        self.requests += streams.requests
+        stale = 0
+        for one in streams.requests:
+            self.first_tokens += len(one.token_ids)
+            own = words.get(one.release or "", frozenset()) if one.release in allowed else frozenset()
+            named = one.fingerprint is None or one.fingerprint.startswith(f"unlearn-{(one.release or '')[:16]}-g")
+            stale += sum(not named or token not in own for token in one.token_ids)
+            if one.error is not None:
+                raise BenchmarkError(f"a ready server failed a request: {one.error}; see {server.log}")
+        return stale
+
+
+def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> KillReport:
+    """Kill and start again so many times, and write kills.json into the setting's folder."""
+    say("making the releases")
+    setting.prepare()
+    done: list[Run] = []
+    with ExitStack() as stack:
+        log = setting.out / "logs" / "publisher.log"
+        publisher = stack.enter_context(Publisher(setting.store_folder, CHANNEL, log=log))
+        kills = Kills(setting, publisher, seed=seed, say=say)
+        stack.callback(kills.close)
+        for number in range(runs):
+            done.append(kills.run(number))
+            one = done[-1]
+            say(
+                f"{number + 1}/{runs} {one.killed} killed {one.moment}, damage {one.damage}: {one.got} after "
+                f"{one.seconds:.0f} s, {'sound' if one.sound else 'NOT SOUND'}"
+            )
+    entries = setting.inputs.store.history(CHANNEL)
+    # What a killed server had not noted yet may have been live: an entry's time is the earliest that it can have been.
+    eras = [Era(generation=one.generation, release=one.release, begins=one.at.timestamp()) for one in entries]
+    checked = check(setting, kills.requests, eras, afresh=afresh, say=say)
+    found = KillReport(
+        kills=len(done),
+        ready=sum(one.got == "ready" for one in done),
+        refused=sum(one.got == "refuses" for one in done),
+        unsound=sum(not one.sound for one in done),
+        stale_tokens=checked.stale,
+        first_tokens=kills.first_tokens,
+        by_process=dict(Counter(one.killed for one in done)),
+        runs=done,
+        config={"rank": RANK, "streams": STREAMS, "server_flags": list(setting.flags), "seed": seed},
+        **describe(),
+    )
+    report.write(setting.out / "kills.json", found)
+    return found
+
+
+def _becomes_ready(server: Server) -> bool:
+    """Wait until a server is ready, or has ended by itself with an error."""
+    try:
+        server.wait_ready()
+    except BenchmarkError:
+        status = server.process.poll()
+        if status is None:
+            server.stop()
+            raise
+        if status == 0:
+            raise BenchmarkError(f"a server that refuses must say so by its status, got 0; see {server.log}") from None
+        server.stop()
+        return False
+    return True
