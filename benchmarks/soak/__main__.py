@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.soak import kills, run
+from benchmarks.soak.defects import DEFECTS
 from benchmarks.soak.report import shown
 from benchmarks.soak.setting import Setting
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30, help="kills: how many (default: 30)")
     parser.add_argument("--afresh", type=int, default=400, help="answers to compute afresh (default: 400)")
     parser.add_argument("--eager", action="store_true", help="servers that do not compile, so that they start sooner")
-    parser.add_argument("--defect", choices=["stale-kv", "never-flips"], help="run: seed a fault that must be seen")
+    parser.add_argument("--defect", choices=sorted(DEFECTS), help="run: seed a fault that must be seen")
     parser.add_argument("--seed", type=int, default=0, help="of the order of what happens")
     parser.add_argument("--out", type=Path, default=Path("out/soak"), help="report, plot, logs, releases")
     given = parser.parse_args()

@@ -40,7 +40,7 @@ def corrupt_release(channel: Channel) -> str:
 
 
 def truncated_live_release(channel: Channel) -> str:
-    """The release that is live is truncated in the store: it serves on; nobody can move back to it until it is whole."""
+    """The release that is live is truncated in the store: it serves on; none can move back to it until it is whole."""
     live = channel.status()["live"]["release"]
     with truncated(_weights_of(channel, live)):
         channel.promote(_not_live(channel))
@@ -128,6 +128,7 @@ def killed_publisher(channel: Channel) -> str:
 
 def frozen(channel: Channel) -> str:
     """A process of the server stands still for two seconds, as on a machine that is moved; then it goes on."""
+    channel.pause(0.5, 1.0)  # or what was made before the last swap would be read as late as if made after it
     processes = {"worker": channel.status()["workers"][0]["pid"], "API server": channel.server.process.pid}
     name, pid = channel.chance.choice(sorted(processes.items()))
     os.kill(pid, signal.SIGSTOP)
