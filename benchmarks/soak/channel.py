@@ -30,7 +30,7 @@ class Channel:
         self.publisher = publisher
         self.chance = random.Random(seed)
         self.first, *self._others = setting.releases
-        self._turn = 0
+        self._turn = seed
 
     def status(self) -> dict[str, Any]:
         """The server's own word; a server too busy to answer at once is asked again."""
@@ -63,12 +63,12 @@ class Channel:
         self.promote(self.first)
 
     def wait_live(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Wait until the server says that an entry's release is live, on every worker; returns its status."""
+        """Wait until the server says that an entry is live; returns its status. Whether it is, the tokens tell."""
 
         def live() -> dict[str, Any] | None:
             status = self.status()
-            there = (status["live"]["generation"], status["live"]["release"]) == (entry["generation"], entry["release"])
-            return status if there and status["enforced"] else None
+            there = (status["live"]["generation"], status["live"]["release"])
+            return status if there == (entry["generation"], entry["release"]) else None
 
         return self.wait_until(live, f"generation {entry['generation']} is live")
 

@@ -3,19 +3,15 @@
 Every fault says what it saw, and raises where the server did not do what docs/operations.md says.
 """
 
-import fcntl
 import os
-import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
-
 from benchmarks.processes import BenchmarkError
+from benchmarks.soak.breakage import away, no_room, slow_to_open, truncated
 from benchmarks.soak.channel import Channel
 from benchmarks.soak.publisher import Refused
 from benchmarks.soak.setting import CHANNEL
@@ -151,57 +147,6 @@ FAULTS: tuple[Callable[[Channel], str], ...] = (
     torn_entry,
     frozen,
 )
-
-
-@contextmanager
-def truncated(file: Path) -> Iterator[None]:
-    """Cut a file at rest in half; put the other half back at the end."""
-    whole = file.read_bytes()
-    os.truncate(file, len(whole) // 2)
-    try:
-        yield
-    finally:
-        file.write_bytes(whole)
-
-
-@contextmanager
-def away(folder: Path) -> Iterator[None]:
-    """Rename a folder, as a disk that is no longer mounted."""
-    elsewhere = folder.with_name(f"{folder.name}-away")
-    folder.rename(elsewhere)
-    try:
-        yield
-    finally:
-        elsewhere.rename(folder)
-
-
-@contextmanager
-def slow_to_open(file: Path) -> Iterator[None]:
-    """Let whoever opens `file` wait until the block ends: a lease on it, which the kernel asks back (45 s at most)."""
-    handle = os.open(file, os.O_RDWR)
-    try:
-        # The kernel says by a signal that somebody waits; this one is ignored by default, unlike SIGIO.
-        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        try:
-            yield
-        finally:
-            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def no_room(pid: int, most_bytes: int) -> Iterator[None]:
-    """Let a process write no file beyond `most_bytes`: its writes fail as on a full disk, and only its own."""
-    process = psutil.Process(pid)
-    soft, hard = process.rlimit(resource.RLIMIT_FSIZE)
-    process.rlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
-    try:
-        yield
-    finally:
-        if process.is_running():
-            process.rlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _weights_of(channel: Channel, release: str) -> Path:

@@ -14,8 +14,8 @@ def samples(*mib: float) -> list[Sample]:
 
 
 def test_growth_is_the_share_by_which_memory_rises_after_the_warm_up() -> None:
-    rising = [1000.0 + 0.1 * number for number in range(600)]
-    assert growth(samples(*rising)) == pytest.approx(0.1 * 399 / (1000 + 0.1 * 200), rel=1e-6)
+    rising = [1000.0 + 0.1 * number for number in range(300)]
+    assert growth(samples(*rising)) == pytest.approx(0.1 * 199 / (1000 + 0.1 * 100), rel=1e-6)
 
 
 def test_what_fills_up_during_the_warm_up_is_no_growth() -> None:
