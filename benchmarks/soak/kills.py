@@ -3,8 +3,8 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import psutil  # type: ignore[import-untyped]
 
@@ -36,15 +36,16 @@ Say = Callable[[str], None]
 class Kills:
     """The runs of one call, one after the other on the same store and state."""
 
-    def __init__(self, setting: Setting, publisher: Publisher, *, seed: int, say: Say) -> None:
+    def __init__(self, setting: Setting, publisher: Publisher, *, seed: int) -> None:
         self.requests: list[StreamedRequest] = []
         """All that clients asked, cut or whole."""
         self.first_tokens = 0
         self._setting = setting
         self._publisher = publisher
         self._chance = random.Random(seed)
-        self._say = say
         self._channel: Channel | None = None
+        self._server: Server | None = None
+        """The one started last, ready or not."""
 
     def run(self, number: int) -> Run:
         """Kill once, start again, and look at the first tokens."""
@@ -64,14 +65,14 @@ class Kills:
         if process == "all" or moment == "while it starts":
             before.add(channel.first)  # the publisher's last order
         if moment == "while it starts":
-            starting = Channel(self._setting, self._setting.server(), self._publisher)
+            starting = Channel(self._setting, self._start(), self._publisher)
             time.sleep(self._chance.uniform(1.0, 20.0))
             lingered += self._kill(starting, "all")
         newest = self._setting.inputs.store.channel(CHANNEL).release
         # While the store is away the server knows what it has noted as applied, which a swap may not have come to.
         allowed = before | {newest} if damage.name.startswith("store away") else {newest}
         with damage.make(self._setting):
-            server = self._setting.server()
+            server = self._start()
             ready = _becomes_ready(server)
             stale = self._stale_first_tokens(server, allowed) if ready else 0
             release = server.admin("status")["live"]["release"] if ready else None
@@ -91,13 +92,17 @@ class Kills:
 
     def close(self) -> None:
         """End the server."""
-        if self._channel is not None:
-            self._channel.server.stop()
+        if self._server is not None:
+            self._server.stop()
+
+    def _start(self) -> Server:
+        self._server = self._setting.server()
+        return self._server
 
     def _running(self) -> Channel:
         """The server of the run before; where that refused to start, a new one, which must not now that all is well."""
         if self._channel is None:
-            server = self._setting.server()
+            server = self._start()
             if not _becomes_ready(server):
                 raise BenchmarkError(f"the server did not start although nothing was damaged; see {server.log}")
             self._channel = Channel(self._setting, server, self._publisher)
@@ -119,7 +124,6 @@ class Kills:
     def _kill(self, channel: Channel, process: str) -> list[str]:
         """Kill -9 one process of the server, or all and the publisher with them; returns what did not end after it."""
         group = channel.server.group()
-        names = {one.pid: one.name() for one in group}
         if process == "all":
             victims = group
             self._publisher.begin(do="promote", release=channel.first, allow_uncover=False)
@@ -131,14 +135,13 @@ class Kills:
             prefix = "VLLM::EngineCore" if process == "engine core" else "VLLM::Worker"
             victims = [one for one in group if one.name().startswith(prefix)]
         if not victims:
-            raise BenchmarkError(f"expected a process of the {process}, got {sorted(names.values())}")
-        for victim in victims:
-            victim.kill()
+            raise BenchmarkError(f"expected a process of the {process}, got none")
+        _kill(victims)
         _, alive = psutil.wait_procs(group, timeout=LINGER_SECONDS)
-        for one in alive:
-            one.kill()
+        lingered = [one.name() for one in alive if one.is_running()]
+        _kill(alive)
         psutil.wait_procs(alive)
-        return [names[one.pid] for one in alive]
+        return lingered
 
     def _stale_first_tokens(self, server: Server, allowed: set[str]) -> int:
         """Ask as soon as the server is ready; count the tokens that are not from one of the allowed releases."""
@@ -156,9 +159,9 @@ class Kills:
             self.first_tokens += len(one.token_ids)
             own = words.get(one.release or "", frozenset()) if one.release in allowed else frozenset()
             named = one.fingerprint is None or one.fingerprint.startswith(f"unlearn-{(one.release or '')[:16]}-g")
-            stale += sum(not named or token not in own for token in one.token_ids)
-            if one.error is not None:
-                raise BenchmarkError(f"a ready server failed a request: {one.error}; see {server.log}")
+            # What a ready server does not answer is no answer from the release either.
+            missing = FIRST_TOKENS - len(one.token_ids)
+            stale += missing + sum(not named or token not in own for token in one.token_ids)
         return stale
 
 
@@ -170,7 +173,7 @@ def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> Kil
     with ExitStack() as stack:
         log = setting.out / "logs" / "publisher.log"
         publisher = stack.enter_context(Publisher(setting.store_folder, CHANNEL, log=log))
-        kills = Kills(setting, publisher, seed=seed, say=say)
+        kills = Kills(setting, publisher, seed=seed)
         stack.callback(kills.close)
         for number in range(runs):
             done.append(kills.run(number))
@@ -197,6 +200,12 @@ def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> Kil
     )
     report.write(setting.out / "kills.json", found)
     return found
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _becomes_ready(server: Server) -> bool:
