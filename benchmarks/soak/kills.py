@@ -137,10 +137,11 @@ class Kills:
         if not victims:
             raise BenchmarkError(f"expected a process of the {process}, got none")
         _kill(victims)
-        _, alive = psutil.wait_procs(group, timeout=LINGER_SECONDS)
-        lingered = [one.name() for one in alive if one.is_running()]
+        deadline = time.monotonic() + LINGER_SECONDS
+        while (alive := [one for one in group if not _ended(one)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        lingered = [one.name() for one in alive]
         _kill(alive)
-        psutil.wait_procs(alive)
         return lingered
 
     def _stale_first_tokens(self, server: Server, allowed: set[str]) -> int:
@@ -206,6 +207,13 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _becomes_ready(server: Server) -> bool:
