@@ -1,6 +1,8 @@
 """kill -9, again and again, and what is live after each restart: `python -m benchmarks.soak kills`."""
 
+import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +138,9 @@ class Kills:
             victims = [one for one in group if one.name().startswith(prefix)]
         if not victims:
             raise BenchmarkError(f"expected a process of the {process}, got none")
+        if process == "all":  # also what it has started since the look at it
+            with suppress(ProcessLookupError):
+                os.killpg(channel.server.process.pid, signal.SIGKILL)
         _kill(victims)
         deadline = time.monotonic() + LINGER_SECONDS
         while (alive := [one for one in group if not _ended(one)]) and time.monotonic() < deadline:
