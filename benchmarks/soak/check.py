@@ -1,7 +1,8 @@
 """Hold every token that the clients got against the release that its response names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.soak.attribution import TIE, Words, arrivals_of, attribute, in_own_words
 from benchmarks.soak.eras import Era, named_eras
@@ -18,6 +19,8 @@ class Checked:
     """What was found; counts of tokens, but for the responses."""
 
     stale: int
+    stale_answers: Sequence[Mapping[str, Any]]
+    """What is known of each answer with stale tokens, but for those that are misnamed."""
     misnamed_responses: int
     computed_afresh: int
     through_swaps: int
@@ -47,10 +50,11 @@ def check(
     chosen.update(spread(spanning, afresh))
     chosen.update(spread(others, afresh - len(chosen)))
     picked = [named[index] for index in sorted(chosen)]
-    stale = sum(found.stale for index, found in enumerate(by_words) if index not in chosen)
-    stale += _stale_afresh(setting, picked, words, say)
+    # Those with a word of another release are all among the picked.
+    stale_answers = _stale_afresh(setting, picked, words, say)
     return Checked(
-        stale=stale + sum(len(request.token_ids) for request in misnamed),
+        stale=sum(one["stale"] for one in stale_answers) + sum(len(request.token_ids) for request in misnamed),
+        stale_answers=stale_answers,
         misnamed_responses=len(misnamed),
         computed_afresh=sum(len(request.token_ids) for request, _ in picked),
         through_swaps=len(spanning),
@@ -64,20 +68,37 @@ def spread(indices: Sequence[int], count: int) -> list[int]:
     return [indices[number * len(indices) // count] for number in range(max(count, 0))]
 
 
-def _stale_afresh(setting: Setting, picked: Named, words: Words, say: Callable[[str], None]) -> int:
+def _stale_afresh(setting: Setting, picked: Named, words: Words, say: Callable[[str], None]) -> list[dict[str, Any]]:
     asked: dict[str, list[Asked]] = {}
     for request, named in picked:
         for release in {era.release for era in named}:
             asked.setdefault(release, []).append(_asked(request))
     gaps = gaps_under(setting, asked, say=say)
-    stale = 0
+    stale_answers = []
     for request, named in picked:
-        fits = in_own_words(request, named, words)
-        for release, own in fits.items():
-            near = gaps[release][_asked(request)]
-            fits[release] = [said and gap <= TIE for said, gap in zip(own, near, strict=True)]
-        stale += attribute(named, fits, arrivals_of(request)).stale
-    return stale
+        own = in_own_words(request, named, words)
+        near = {release: gaps[release][_asked(request)] for release in own}
+        fits = {
+            release: [said and gap <= TIE for said, gap in zip(own[release], near[release], strict=True)]
+            for release in own
+        }
+        found = attribute(named, fits, arrivals_of(request))
+        if found.stale:
+            stale_answers.append(
+                {
+                    "stale": found.stale,
+                    "begun_under": (request.release, request.generation),
+                    "ended_under": request.fingerprint,
+                    "prompt": list(request.prompt),
+                    "token_ids": request.token_ids,
+                    "arrivals": arrivals_of(request),
+                    "given_to_generations": [era.generation for era in found.eras],
+                    "eras": [(era.generation, era.release, era.begins, era.ends) for era in named],
+                    "in_own_words": own,
+                    "gaps": near,
+                }
+            )
+    return stale_answers
 
 
 def _asked(request: StreamedRequest) -> Asked:

@@ -192,6 +192,7 @@ def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> Kil
     # What a killed server had not noted yet may have been live: an entry's time is the earliest that it can have been.
     eras = [Era(generation=one.generation, release=one.release, begins=one.at.timestamp()) for one in entries]
     checked = check(setting, kills.requests, eras, afresh=afresh, say=say)
+    report.write_stale(setting.out / "stale.jsonl", checked.stale_answers)
     found = KillReport(
         kills=len(done),
         ready=sum(one.got == "ready" for one in done),

@@ -1,8 +1,9 @@
 """What a soak found: out/soak/report.json, held against its bars."""
 
+import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,11 @@ def write(path: Path, report: BaseModel) -> None:
     """Write a report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(report.model_dump_json(indent=1) + "\n")
+
+
+def write_stale(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Write all that is known of answers with stale tokens, an answer a line; an empty file where there are none."""
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
 
 
 def shown(bars: Sequence[Bar]) -> str:

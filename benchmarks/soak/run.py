@@ -48,6 +48,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
     eras = eras_of(sorted(events.values(), key=lambda event: str(event["at"])))
     stalls = [float(str(event["stall_ms"])) for event in events.values() if event["event"] == "swap"]
     checked = check(setting, streams.requests, eras, afresh=afresh, say=say)
+    report.write_stale(setting.out / "stale.jsonl", checked.stale_answers)
     failures = [request.error for request in streams.requests if request.error is not None]
     found = Report(
         minutes=(ended - began) / 60,

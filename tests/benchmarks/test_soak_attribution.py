@@ -81,7 +81,7 @@ def test_the_earlier_release_may_be_read_late_but_not_for_long() -> None:
 def test_stale_keys_and_values_show_as_tokens_that_a_fresh_computation_would_not_give() -> None:
     one = request("aabbbb", 9.8, names=(1, 2))
     named = named_eras(one, ERAS)
-    fresh = {A: [True] * 6, B: [True, True, False, True, False, True]}
+    fresh = {A: [True, True, False, False, False, False], B: [True, True, False, True, False, True]}
     assert attribute(named, fresh, arrivals_of(one)).stale == 2
 
 
