@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
 
@@ -18,7 +19,7 @@ from benchmarks.soak import report
 from benchmarks.soak.channel import Channel
 from benchmarks.soak.check import check
 from benchmarks.soak.damages import DAMAGES
-from benchmarks.soak.eras import Era
+from benchmarks.soak.eras import Era, named_eras
 from benchmarks.soak.publisher import Publisher
 from benchmarks.soak.report import KillReport, Run
 from benchmarks.soak.setting import CHANNEL, Setting
@@ -35,13 +36,23 @@ MOMENTS = ("idle", "under load", "within a swap", "while it starts")
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstAnswer:
+    """One of the first answers after a restart."""
+
+    request: StreamedRequest
+    run: int
+    allowed: frozenset[str]
+    """Releases that it may be from."""
+
+
 class Kills:
     """The runs of one call, one after the other on the same store and state."""
 
     def __init__(self, setting: Setting, publisher: Publisher, *, seed: int) -> None:
-        self.requests: list[StreamedRequest] = []
-        """All that clients asked, cut or whole."""
-        self.first_tokens = 0
+        self.cut: list[StreamedRequest] = []
+        """What clients asked under load, most of it cut by a kill."""
+        self.first: list[FirstAnswer] = []
         self._setting = setting
         self._publisher = publisher
         self._chance = random.Random(seed)
@@ -55,7 +66,7 @@ class Kills:
         process = PROCESSES[number % len(PROCESSES)]
         moment = self._chance.choice(MOMENTS)
         damage = DAMAGES[(number + number // len(PROCESSES)) % len(DAMAGES)]  # with each process in turn
-        channel = self._running()
+        channel = self._running(number)
         channel.move()
         before = {channel.status()["live"]["release"]}
         with self._load(channel) if moment != "idle" else nullcontext():
@@ -76,7 +87,8 @@ class Kills:
         with damage.make(self._setting):
             server = self._start()
             ready = _becomes_ready(server)
-            stale = self._stale_first_tokens(server, allowed) if ready else 0
+            if ready:
+                self._ask_first(server, number, allowed)
             release = server.admin("status")["live"]["release"] if ready else None
         self._channel = Channel(self._setting, server, self._publisher, seed=number) if ready else None
         return Run(
@@ -87,7 +99,7 @@ class Kills:
             got="ready" if ready else "refuses",
             release_before=newest,
             release_after=release,
-            stale_tokens=stale,
+            stale_tokens=0,  # until all are held against their releases
             lingered=lingered,
             seconds=time.time() - began,
         )
@@ -101,7 +113,7 @@ class Kills:
         self._server = self._setting.server()
         return self._server
 
-    def _running(self) -> Channel:
+    def _running(self, number: int) -> Channel:
         """The server of the run before; where that refused to start, a new one, which must not now that all is well."""
         if self._channel is None:
             server = self._start()
@@ -109,8 +121,7 @@ class Kills:
                 raise BenchmarkError(f"the server did not start although nothing was damaged; see {server.log}")
             self._channel = Channel(self._setting, server, self._publisher)
             newest = self._setting.inputs.store.channel(CHANNEL).release
-            if stale := self._stale_first_tokens(server, {newest}):
-                raise BenchmarkError(f"{stale} of the first tokens are not from {newest}, which the channel names")
+            self._ask_first(server, max(0, number - 1), {newest})
         return self._channel
 
     @contextmanager
@@ -121,7 +132,7 @@ class Kills:
                 channel.wait_until(lambda: any(one.tokens for one in streams.requests), "a stream has begun")
                 yield
         finally:
-            self.requests += streams.requests
+            self.cut += streams.requests
 
     def _kill(self, channel: Channel, process: str) -> list[str]:
         """Kill -9 one process of the server, or all and the publisher with them; returns what did not end after it."""
@@ -149,26 +160,15 @@ class Kills:
         _kill(alive)
         return lingered
 
-    def _stale_first_tokens(self, server: Server, allowed: set[str]) -> int:
-        """Ask as soon as the server is ready; count the tokens that are not from one of the allowed releases."""
-        words = self._setting.words()
-        streams = self._setting.streams(server, FIRST_CLIENTS, output_tokens=FIRST_TOKENS)
-        with streams:
+    def _ask_first(self, server: Server, number: int, allowed: set[str]) -> None:
+        """Ask as soon as the server is ready; the answers belong to run `number`."""
+        with self._setting.streams(server, FIRST_CLIENTS, output_tokens=FIRST_TOKENS) as streams:
             deadline = time.monotonic() + 60
             while sum(one.ended is not None for one in streams.requests) < FIRST_CLIENTS:
                 if time.monotonic() > deadline:
                     raise BenchmarkError(f"no first answers in a minute; see {server.log}")
                 time.sleep(0.1)
-        self.requests += streams.requests
-        stale = 0
-        for one in streams.requests:
-            self.first_tokens += len(one.token_ids)
-            own = words.get(one.release or "", frozenset()) if one.release in allowed else frozenset()
-            named = one.fingerprint is None or one.fingerprint.startswith(f"unlearn-{(one.release or '')[:16]}-g")
-            # What a ready server does not answer is no answer from the release either.
-            missing = FIRST_TOKENS - len(one.token_ids)
-            stale += missing + sum(not named or token not in own for token in one.token_ids)
-        return stale
+        self.first += [FirstAnswer(request=one, run=number, allowed=frozenset(allowed)) for one in streams.requests]
 
 
 def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> KillReport:
@@ -186,20 +186,30 @@ def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> Kil
             one = done[-1]
             say(
                 f"{number + 1}/{runs} {one.killed} killed {one.moment}, damage {one.damage}: {one.got} after "
-                f"{one.seconds:.0f} s, {'sound' if one.sound else 'NOT SOUND'}"
+                f"{one.seconds:.0f} s, {'as' if one.got == one.expected else 'NOT AS'} documented"
             )
     entries = setting.inputs.store.history(CHANNEL)
     # What a killed server had not noted yet may have been live: an entry's time is the earliest that it can have been.
     eras = [Era(generation=one.generation, release=one.release, begins=one.at.timestamp()) for one in entries]
-    checked = check(setting, kills.requests, eras, afresh=afresh, say=say)
+    answers = [
+        *(
+            (one.request, named_eras(one.request, [era for era in eras if era.release in one.allowed]))
+            for one in kills.first
+        ),
+        *((one, named_eras(one, eras)) for one in kills.cut),
+    ]
+    checked = check(setting, answers, afresh=afresh, say=say)
     report.write_stale(setting.out / "stale.jsonl", checked.stale_answers)
+    for first, stale in zip(kills.first, checked.stale_by_answer, strict=False):
+        # What a ready server does not answer is no answer from the release either.
+        done[first.run].stale_tokens += stale + FIRST_TOKENS - len(first.request.token_ids)
     found = KillReport(
         kills=len(done),
         ready=sum(one.got == "ready" for one in done),
         refused=sum(one.got == "refuses" for one in done),
         unsound=sum(not one.sound for one in done),
         stale_tokens=checked.stale,
-        first_tokens=kills.first_tokens,
+        first_tokens=sum(len(one.request.token_ids) for one in kills.first),
         by_process=dict(Counter(one.killed for one in done)),
         runs=done,
         config={"rank": RANK, "streams": STREAMS, "server_flags": list(setting.flags), "seed": seed},

@@ -49,7 +49,7 @@ class Report(Strict):
     stale_tokens: int = Field(ge=0)
     """Tokens that are not from the releases that their response names."""
     computed_afresh: int = Field(ge=0)
-    """Tokens that were also held against a server that never swapped (attribution.py); all were held by their words."""
+    """Tokens that were also held against a server that never swapped (attribution.py); all were, against words."""
     through_swaps: int = Field(ge=0)
     """Responses whose tokens are from more than one release."""
     rss_growth: float | None

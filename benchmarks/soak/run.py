@@ -10,7 +10,7 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.soak import plot, report
 from benchmarks.soak.channel import Channel
 from benchmarks.soak.check import check
-from benchmarks.soak.eras import eras_of
+from benchmarks.soak.eras import eras_of, named_eras
 from benchmarks.soak.faults import FAULTS
 from benchmarks.soak.memory import MemoryWatch, after_warm_up, growth
 from benchmarks.soak.publisher import Publisher
@@ -47,7 +47,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
         _take_down(channel, events)
     eras = eras_of(sorted(events.values(), key=lambda event: str(event["at"])))
     stalls = [float(str(event["stall_ms"])) for event in events.values() if event["event"] == "swap"]
-    checked = check(setting, streams.requests, eras, afresh=afresh, say=say)
+    checked = check(setting, [(one, named_eras(one, eras)) for one in streams.requests], afresh=afresh, say=say)
     report.write_stale(setting.out / "stale.jsonl", checked.stale_answers)
     failures = [request.error for request in streams.requests if request.error is not None]
     found = Report(
