@@ -2,8 +2,8 @@
 
 The releases of a soak share no words (see marked.py), so a word of its own shows which release a token is from. What is
 left shows on a server that was started on the release and has never swapped: whether a token was computed with that
-release's keys and values, and by all of its layers, and what is no word of its own. A greedy token t after the context c
-is from release R where nothing is likelier there,
+release's keys and values, and by all of its layers, and what is no word of its own. A greedy token t after the context
+c is from release R where nothing is likelier there,
 
     gap_R(t | c) = max_v log p_R(v | c) - log p_R(t | c) <= TIE.
 
