@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo bench bench-quick kernels test test-fast fuzz lint types check format clean
+.PHONY: setup demo bench bench-quick soak soak-quick kills kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,15 @@ bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on whe
 
 bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
 	$(BIN)/python -m benchmarks --quick --fresh
+
+soak: $(READY) ## 30 minutes of load, a swap every few seconds and faults, then every token held against its release
+	$(BIN)/python -m benchmarks.soak run --minutes 30 --out out/soak
+
+soak-quick: $(READY) ## the same for 3 minutes, on servers that do not compile
+	$(BIN)/python -m benchmarks.soak run --minutes 3 --afresh 80 --eager --out out/soak
+
+kills: $(READY) ## kill -9 of each of the server's processes, 30 times, and what is live after each restart
+	$(BIN)/python -m benchmarks.soak kills --runs 30 --eager --out out/kills
 
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report

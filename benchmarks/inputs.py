@@ -6,6 +6,7 @@ text; shapes, dtypes and files are those of real ones.
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -45,6 +46,9 @@ LINEARS = {
     "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 ACTOR = "benchmarks"
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""W_down [RANK, d] and W_up [d, RANK] of one block."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +145,29 @@ class Inputs:
 
 def write_adapter(base: Path, out: Path, *, seed: int, activation: Activation, ids: int) -> None:
     """Write a random bfloat16 adapter of rank 64 with a layer in every block of `base`, manifest and all."""
+    generator = torch.Generator().manual_seed(seed)
+    config = AutoConfig.from_pretrained(base)
+    layers = [random_layer(config.hidden_size, generator, scale=UP_SCALE) for _ in range(config.num_hidden_layers)]
+    write_layers(base, out, layers, seed=seed, activation=activation, ids=ids)
+
+
+def random_layer(d: int, generator: torch.Generator, *, scale: float) -> Layer:
+    """Return W_down [RANK, d] and W_up [d, RANK] whose delta is about `scale` times as large as its input."""
+    down = (torch.randn(RANK, d, generator=generator) / d**0.5).bfloat16()
+    return down, (scale * torch.randn(d, RANK, generator=generator) / RANK**0.5).bfloat16()
+
+
+def write_layers(
+    base: Path, out: Path, layers: Sequence[Layer], *, seed: int, activation: Activation, ids: int
+) -> None:
+    """Write an adapter of these layers, one for each block of `base`, manifest and all."""
     reference = fingerprint_base_model(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     sites = {block: path for block, (path, _) in find_ffn_modules(model).items()}
-    generator = torch.Generator().manual_seed(seed)
-    d = reference.hidden_size
     tensors = {}
-    for site in sites.values():
-        down, up = tensor_names(site)
-        tensors[down] = (torch.randn(RANK, d, generator=generator) / d**0.5).bfloat16()
-        tensors[up] = (UP_SCALE * torch.randn(d, RANK, generator=generator) / RANK**0.5).bfloat16()
+    for block, site in sites.items():
+        tensors.update(zip(tensor_names(site), layers[block], strict=True))
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {

@@ -1,11 +1,13 @@
-"""Running requests for the swap benchmark: clients that stream one completion after the other and note every token."""
+"""Running requests under a change: clients that stream one completion after the other and note every token."""
 
 import asyncio
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +17,9 @@ import httpx
 RETRY_SECONDS = 1.0
 """How long a client waits after a request that failed."""
 
+ANSWER_SECONDS = 120.0
+"""An answer that is silent for so long has failed."""
+
 
 @dataclass(kw_only=True)
 class StreamedRequest:
@@ -22,14 +27,31 @@ class StreamedRequest:
 
     stream: int
     model: str
-    prompt_tokens: int
+    prompt: Sequence[int]
     started: float
+    token_ids: list[int] = field(default_factory=list)
     tokens: list[tuple[float, int]] = field(default_factory=list)
     """When each chunk came, and how many tokens had come by then."""
+    release: str | None = None
+    """The header that names the release live when the response began."""
+    generation: int | None = None
+    """The same of the channel's generation."""
     fingerprint: str | None = None
     """`system_fingerprint` of the last chunk: what the answer ended under."""
     ended: float | None = None
     error: str | None = None
+
+    def note_headers(self, headers: Mapping[str, str]) -> None:
+        """Take down what the response says of itself when it begins."""
+        self.release = headers.get("x-unlearn-release")
+        self.generation = int(headers["x-unlearn-generation"]) if "x-unlearn-generation" in headers else None
+
+    def note_chunk(self, token_ids: Sequence[int], fingerprint: str | None) -> None:
+        """Take down a chunk that has just come."""
+        self.fingerprint = fingerprint or self.fingerprint
+        if token_ids:
+            self.token_ids += token_ids
+            self.tokens.append((time.time(), len(self.token_ids)))
 
     def tokens_by(self, moment: float) -> int:
         """Return how many tokens had come by `moment`."""
@@ -40,10 +62,26 @@ class StreamedRequest:
         return bool(self.tokens) and self.tokens[0][0] <= moment and (self.ended is None or self.ended > moment)
 
 
+Ask = Callable[[StreamedRequest, int], Awaitable[None]]
+"""Sends a request for so many tokens and notes its answer as it comes; raises where the request fails."""
+
+Connect = Callable[[str], AbstractAsyncContextManager[Ask]]
+"""Opens a client of the server at a URL."""
+
+
 class Streams:
     """`count` clients in a thread of their own. Use as a context manager; `requests` is complete after the end."""
 
-    def __init__(self, url: str, model: str, prompts: Sequence[list[int]], *, count: int, output_tokens: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        prompts: Sequence[list[int]],
+        *,
+        count: int,
+        output_tokens: int,
+        connect: Connect | None = None,
+    ) -> None:
         self.requests: list[StreamedRequest] = []
         self.model = model
         """Whom the next requests ask for; may be set while running."""
@@ -52,6 +90,7 @@ class Streams:
         self._prompts = list(prompts)
         self._count = count
         self._output_tokens = output_tokens
+        self._connect = connect or http_client
         self._ending = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="streams")
 
@@ -66,51 +105,62 @@ class Streams:
         self._thread.join()
 
     async def _run(self) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=120) as client:
-            await asyncio.gather(*(self._ask_on(client, stream) for stream in range(self._count)))
+        async with self._connect(self._url) as ask:
+            await asyncio.gather(*(self._ask_on(ask, stream) for stream in range(self._count)))
 
-    async def _ask_on(self, client: httpx.AsyncClient, stream: int) -> None:
+    async def _ask_on(self, ask: Ask, stream: int) -> None:
         await asyncio.sleep(0.2 * stream)  # apart, or all would prefill and all would decode in step
         asked = 0
         while not self._ending.is_set():
             prompt = self._prompts[(stream + asked * self._count) % len(self._prompts)]
             asked += 1
-            request = StreamedRequest(stream=stream, model=self.model, prompt_tokens=len(prompt), started=time.time())
+            request = StreamedRequest(stream=stream, model=self.model, prompt=prompt, started=time.time())
             self.requests.append(request)
             try:
-                await self._ask(client, prompt, request)
+                await ask(request, self._output_tokens)
+                if (got := len(request.token_ids)) != self._output_tokens:
+                    raise RuntimeError(f"expected {self._output_tokens} tokens, got {got}")
             except Exception as problem:  # whatever it was, the request failed, and that is what is counted
                 request.error = f"{type(problem).__name__}: {problem}"
             request.ended = time.time()
             if request.error:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _ask(self, client: httpx.AsyncClient, prompt: list[int], request: StreamedRequest) -> None:
-        body: dict[str, Any] = {
-            "model": request.model,
-            "prompt": prompt,
-            "max_tokens": self._output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        }
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise RuntimeError(f"status {response.status_code}: {response.text[:200]}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise RuntimeError(str(chunk["error"]))
-                request.fingerprint = chunk.get("system_fingerprint") or request.fingerprint
-                if chunk["choices"]:
-                    request.tokens.append((time.time(), chunk["usage"]["completion_tokens"]))
-        got = request.tokens_by(time.time())
-        if got != self._output_tokens:
-            raise RuntimeError(f"expected {self._output_tokens} tokens, got {got}")
+
+def body_of(request: StreamedRequest, tokens: int) -> dict[str, Any]:
+    """Return the body of a request for a greedy answer of exactly `tokens` tokens."""
+    return {
+        "model": request.model,
+        "prompt": request.prompt,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "return_token_ids": True,
+    }
+
+
+@asynccontextmanager
+async def http_client(url: str) -> AsyncIterator[Ask]:
+    """A client that does as little as it can, for measurements."""
+    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS) as client:
+        yield partial(_ask, client)
+
+
+async def _ask(client: httpx.AsyncClient, request: StreamedRequest, tokens: int) -> None:
+    async with client.stream("POST", "/v1/completions", json=body_of(request, tokens)) as response:
+        if response.status_code != 200:
+            await response.aread()
+            raise RuntimeError(f"status {response.status_code}: {response.text[:200]}")
+        request.note_headers(response.headers)
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise RuntimeError(str(chunk["error"]))
+            for choice in chunk["choices"]:
+                request.note_chunk(choice["token_ids"] or [], chunk.get("system_fingerprint"))
 
 
 def longest_gap(requests: Sequence[StreamedRequest], begin: float, end: float) -> float:

@@ -80,7 +80,7 @@ def figures_of(
         "publish_to_live_ms": 1e3 * (change.live - change.asked),
         "stall_ms": change.stall_ms,
         "gap_ms": 1e3 * longest_gap(requests, change.asked, change.live),
-        "tokens_recomputed": sum(r.prompt_tokens + r.tokens_by(change.live) for r in running if r not in old)
+        "tokens_recomputed": sum(len(r.prompt) + r.tokens_by(change.live) for r in running if r not in old)
         if change.stall_ms is not None
         else 0,
         "tokens_under_old": sum(r.tokens_by(float("inf")) - r.tokens_by(change.live) for r in old),

@@ -11,7 +11,7 @@ OLD, NEW = "unlearn-old-g1", "unlearn-new-g2"
 def request(stream: int, times: list[float], **fields: object) -> StreamedRequest:
     tokens = [(at, count) for count, at in enumerate(times, start=1)]
     began, ended = (times[0] - 0.1, times[-1]) if times else (0.0, None)
-    defaults = {"model": "base", "prompt_tokens": 10, "started": began, "ended": ended}
+    defaults = {"model": "base", "prompt": [0] * 10, "started": began, "ended": ended}
     return StreamedRequest(stream=stream, tokens=tokens, **{**defaults, **fields})  # type: ignore[arg-type]
 
 

@@ -1,0 +1,104 @@
+"""What a soak runs on: marked releases in a store of its own, prompts, and the server that follows the channel."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.inputs import RANK, Inputs
+from benchmarks.servers import NAME, Server, ServerSpec
+from benchmarks.soak.client import openai_client
+from benchmarks.soak.marked import vocabularies, write_marked
+from benchmarks.streams import Streams
+from benchmarks.variants import unlearn
+from unlearn_serve.serving.config import ServingConfig
+from unlearn_serve.serving.launch import vllm_command, vllm_environment
+
+CHANNEL = "soak"
+RELEASES = 4
+"""The channel moves between the first three; the last is for publishers that are killed."""
+
+OUTPUT_TOKENS = 48
+OWN_TOKENS, COMMON_TOKENS = 16, 128
+"""Every fourth prompt begins with 128 tokens that are the same in all: one block of the prefix cache."""
+
+PROMPTS = 256
+
+
+@dataclass
+class Setting:
+    """Under `out`: `inputs` is kept from run to run, `store`, `state` and `logs` are made anew."""
+
+    out: Path
+    flags: Sequence[str] = ()
+    """Further flags of the server."""
+    defect: str | None = None
+    """A fault seeded in the server, see defects.py: what the soak must be able to see."""
+    releases: list[str] = field(default_factory=list)
+    """Digests, once published."""
+
+    @property
+    def store_folder(self) -> Path:
+        """The store that publishers and servers share."""
+        return self.out / "inputs" / "store"
+
+    @property
+    def audit_log(self) -> Path:
+        """The audit log of the server under test; there is one once it has started."""
+        (found,) = (self.out / "inputs" / "state" / CHANNEL).glob("*/audit.jsonl")
+        return found
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Model, store and prompts."""
+        return Inputs(self.out / "inputs")
+
+    @cached_property
+    def adapters(self) -> list[Path]:
+        """Folders of the marked adapters, in the order of `releases`."""
+        folders = [self.out / "inputs" / "adapters" / f"marked-{number}" for number in range(RELEASES)]
+        for number, folder in enumerate(folders):
+            if not (folder / "manifest.json").exists():
+                write_marked(self.inputs.model, folder, own=self._vocabularies[number], seed=number)
+        return folders
+
+    @cached_property
+    def _vocabularies(self) -> list[list[int]]:
+        return vocabularies(self.inputs.model, RELEASES)
+
+    def prepare(self) -> None:
+        """Clear what an earlier run left, and publish all releases but the last."""
+        for left in (self.store_folder, self.out / "inputs" / "state", self.out / "logs"):
+            shutil.rmtree(left, ignore_errors=True)
+        self.releases = [self.inputs.store.publish(adapter) for adapter in self.adapters[:-1]]
+        self.inputs.promote(self.releases[0], CHANNEL)
+
+    def words(self) -> dict[str, frozenset[int]]:
+        """Return the tokens of each published release."""
+        return {release: frozenset(own) for release, own in zip(self.releases, self._vocabularies, strict=False)}
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Prompts as token ids."""
+        own = self.inputs.token_ids(self.inputs.prompts("soak", tokens=OWN_TOKENS, count=PROMPTS, seed=0))
+        (common,) = self.inputs.token_ids(self.inputs.prompts("soak-common", tokens=COMMON_TOKENS, count=1, seed=0))
+        return [[*common, *prompt] if number % 4 == 3 else prompt for number, prompt in enumerate(own)]
+
+    def streams(self, server: Server, count: int, *, output_tokens: int = OUTPUT_TOKENS) -> Streams:
+        """Clients of `server`."""
+        return Streams(server.url, NAME, self.prompts, count=count, output_tokens=output_tokens, connect=openai_client)
+
+    def server(self, name: str = "soak", channel: str = CHANNEL) -> Server:
+        """Start a server that follows `channel`."""
+        arguments, environment = unlearn(self.inputs, channel, *self.flags), {}
+        if self.defect is not None and channel == CHANNEL:
+            state = str(self.out / "inputs" / "state" / channel)
+            config = ServingConfig(store=self.inputs.store.url, channel=channel, max_rank=RANK, state_dir=state)
+            line = vllm_command(str(self.inputs.model), config, self.flags)
+            arguments = ["benchmarks.soak.defects", self.defect, *line[line.index(str(self.inputs.model)) :]]
+            environment = vllm_environment({})
+            assert line[0] == sys.executable
+        spec = ServerSpec(name=name, arguments=lambda: arguments, environment=environment)
+        return Server(spec, logs=self.out / "logs")
