@@ -26,6 +26,8 @@ def test_a_list_in_yaml_and_in_json(path: Path) -> None:
     assert (second.url, second.label) == ("https://gpu-2", "two")
     path.write_text('{"schema": "unlearn-serve/fleet/1", "servers": [{"url": "http://[::1]:8000"}]}')
     assert [one.label for one in read_fleet(path)] == ["[::1]:8000"]
+    path.write_text(HEAD + "  - url: unix:/run/admin.sock")
+    assert [(one.label, one.socket) for one in read_fleet(path)] == [("unix:/run/admin.sock", "/run/admin.sock")]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,7 @@ def test_a_list_in_yaml_and_in_json(path: Path) -> None:
         (HEAD + "  - http://a", "servers.0: "),
         (HEAD + "  - url: a:8000", "servers.0.url: expected the base URL of a server, like http://10.0.0.5:8000"),
         (HEAD + "  - url: ftp://a", "servers.0.url: "),
+        (HEAD + "  - url: unix:admin.sock", "servers.0.url: expected unix: and the absolute path of an admin socket"),
         (HEAD + "  - url: http://user:secret@a", "servers.0.url: expected a URL without user and password"),
         (HEAD + "  - url: http://a:port", "servers.0.url: expected the base URL of a server, got 'http://a:port'"),
         (HEAD + "  - url: http://a?x=1", "servers.0.url: "),

@@ -131,6 +131,7 @@ def test_an_answer_is_judged_beside_the_channel(said: dict[str, Any], state: Sta
         (200, "[" * 100_000, "expected the status of unlearn-serve as JSON", True),
         (404, '{"error": {"message": "Not\\nFound"}}', "expected status 200, got 404: Not Found", True),
         (307, "", "expected status 200, got 307: ", True),
+        (429, '{"error": {"message": "too many"}}', "expected status 200, got 429: too many", False),
         (502, "<html>bad gateway</html>", "expected status 200, got 502: <html>bad gateway</html>", False),
     ],
 )
@@ -145,7 +146,7 @@ def test_what_is_no_status_is_an_error_and_no_traceback(code: int, body: str, er
 
 def test_the_keys_go_to_the_server_that_is_listed_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     """A redirect must not carry the admin key to wherever it points."""
-    monkeypatch.setenv("UNLEARN_ADMIN_KEY", "admin")
+    monkeypatch.setenv("UNLEARN_ADMIN_KEY", "admin,the-one-before")
     monkeypatch.setenv("VLLM_API_KEY", "api")
     reached: list[dict[bytes, bytes]] = []
 
