@@ -1,4 +1,4 @@
-"""Paired ratios and spreads. A ratio is taken within one block: one cell in one round of one session; then the median."""
+"""Paired ratios and spreads. A ratio is taken within one block: one cell, one round, one session; then the median."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
