@@ -5,6 +5,7 @@ What is left out is vLLM's engine and the model: nothing is generated, so a paus
 
 import asyncio
 import copy
+import os
 import shutil
 import threading
 from argparse import Namespace
@@ -81,10 +82,14 @@ def serving(vllm_config: Any, store: Path, state: Path, *, max_rank: int = 16, *
         yield
         app.state.unlearning_task.cancel()
 
-    from unlearn_serve.serving.endpoints import attach
+    from unlearn_serve.serving.admin_key import AdminKeys
+    from unlearn_serve.serving.attach import attach_to_admin
+    from unlearn_serve.serving.config import ServingConfig
 
     app = FastAPI(lifespan=follow)
-    attach(app)
+    settings_read = ServingConfig.from_additional_config(config.additional_config)
+    assert settings_read is not None
+    attach_to_admin(app, settings_read, AdminKeys(os.environ))
     with http(app, lifespan="on") as url:
         yield url
 
