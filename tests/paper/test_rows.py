@@ -47,8 +47,8 @@ def test_a_row_that_no_kind_can_learn_is_refused() -> None:
         encode_rows([row], toy_tokenizer(), kind="classes", max_length=64, classes=CLASSES)
     with pytest.raises(DataError, match="expected at most 4 tokens"):
         encode_rows(rows(GOOD, "classes"), toy_tokenizer(), kind="classes", max_length=4, classes=CLASSES)
+    text = Example(prompt=None, completion="Ham.", answer="Ham.")
     with pytest.raises(DataError, match="expected a prompt and a completion, got running text"):
-        text = Example(prompt=None, completion="Ham.", answer="Ham.")
         encode_rows([text], toy_tokenizer(), kind="seq2seq", max_length=64, classes={})
 
 

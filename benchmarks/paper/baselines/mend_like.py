@@ -131,6 +131,8 @@ class MendLike:
         u = torch.zeros_like(h, requires_grad=True)
         adam = torch.optim.Adam([u], lr=self.step_length / h.shape[-1] ** 0.5)
         for _ in range(self.value_steps):
+            if meter.exhausts(budget):
+                break
             with torch.enable_grad(), batch.shifted(model, block, norm * u):
                 loss = unlikelihood(batch.logits(model), batch.labels).mean() + self.decay * u.square().sum(-1).mean()
             adam.zero_grad()
@@ -138,8 +140,6 @@ class MendLike:
             adam.step()
             with torch.no_grad():
                 u *= (self.clamp / u.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-            if meter.exhausts(budget):
-                break
         return (h + norm * u).detach()
 
     @torch.no_grad()
