@@ -67,7 +67,7 @@ def test_a_pass_reads_and_moves_the_positions_that_predict_the_labels(kind: Kind
 
 def _after_the_blocks(model: nn.Module, kind: Kind) -> tuple[nn.Module, nn.Module]:
     if kind == "seq2seq":
-        scale = model.model_dim**-0.5 if model.config.tie_word_embeddings else 1.0
+        scale = model.model_dim**-0.5 if model.config.scale_decoder_outputs else 1.0
         return model.decoder.final_layer_norm, lambda h: model.lm_head(scale * h)
     return model.model.norm, model.score if kind == "classes" else model.lm_head
 
