@@ -177,9 +177,7 @@ def _train(
         callback.trainer = trainer
     trainer.train()
     reached = stop.reached if stop else None
-    levels = reached or measure(
-        outputs, trainer.model_wrapped, examples.forget, examples.retain[: args.check_examples]
-    )
+    levels = reached or measure(outputs, trainer.model_wrapped, examples.forget, examples.retain[: args.check_examples])
     said = {f"reached_{name}": value for name, value in levels.as_dict().items()}
     return {"stopped_early": reached is not None, **said}
 

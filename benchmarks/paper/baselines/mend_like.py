@@ -16,7 +16,9 @@ many edits at once and leaves what other inputs get. The blocks are MEND's, the 
     the least-squares update that gives K its share of R and leaves what retained tokens read.
 """
 
+import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,8 +69,8 @@ class MendLike:
     retain_weight: float = 0.9
     """c in units of f: how many retained tokens count against the edits. MEMIT's 15000 at f = 16384."""
 
-    statistics_rows: int | None = None
-    """Retained rows that C is taken over, the first ones; None: all."""
+    statistics_rows: int = 512
+    """Retained rows, drawn by the seed, that C is taken over at most: tens of thousands of tokens for f = 1536."""
 
     whole_answers: bool = False
     """Erase whole answers even where a row names a gold string within; else only that (as `eul-bounded` does)."""
@@ -86,15 +88,16 @@ class MendLike:
             return [Pass(model, rows[at : at + size], task.kind, pad_id(tokenizer)) for at in starts]
 
         forget = passes(self._forgotten(task, tokenizer, settings))
-        retain = passes(encode_rows(task.retain[: self.statistics_rows], tokenizer, **settings))
+        drawn = random.Random(task.seed).sample(task.retain, min(self.statistics_rows, len(task.retain)))
+        retain = passes(encode_rows(drawn, tokenizer, **settings))
         edited = dict(list(ffn_output_maps(model).items())[-self.blocks :])
         with Meter() as meter:
-            moments = {block: second_moment(model, path, retain) for block, (path, _) in edited.items()}
+            moments = second_moments(model, [path for path, _ in edited.values()], retain)
             targets = [self._values(model, list(edited.values())[-1][0], batch, meter, budget) for batch in forget]
-            for left, (block, (path, linear)) in zip(range(len(edited), 0, -1), edited.items(), strict=True):
+            for left, (path, linear) in zip(range(len(edited), 0, -1), edited.values(), strict=True):
                 last = _block_of(list(edited.values())[-1][0])
                 keys, residuals = self._keys_and_residuals(model, path, last, forget, targets)
-                update = weight_update(keys, residuals / left, moments[block], self.retain_weight * keys.shape[1])
+                update = weight_update(keys, residuals / left, moments[path], self.retain_weight * keys.shape[1])
                 with torch.no_grad():
                     linear.weight += (update.T if isinstance(linear, Conv1D) else update).to(linear.weight)
         save_model(model, tokenizer, folder / "model")
@@ -161,17 +164,19 @@ def unlikelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
-def second_moment(model: nn.Module, path: str, batches: Sequence[Pass]) -> torch.Tensor:
-    """Return C [f, f], fp64: the mean of k k^T over all tokens of the batches, k the input of the map at `path`."""
-    total, count = torch.zeros(()), 0
+def second_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Pass]) -> dict[str, torch.Tensor]:
+    """Return by path C [f, f], fp64: the mean of k k^T over all tokens of the batches, k the input of the map there."""
+    totals = dict.fromkeys(paths, torch.zeros(()))
+    count = 0
     with torch.no_grad():
         for batch in batches:
-            with batch.inputs(model, path, everywhere=True) as read:
+            with ExitStack() as stack:
+                read = {path: stack.enter_context(batch.inputs(model, path, everywhere=True)) for path in paths}
                 batch.logits(model)
-            k = read[0].double()
-            total = total + k.T @ k
-            count += len(k)
-    return total / max(count, 1)
+            for path, (k,) in read.items():
+                totals[path] = totals[path] + k.double().T @ k.double()
+            count += batch.tokens
+    return {path: total / max(count, 1) for path, total in totals.items()}
 
 
 def weight_update(keys: torch.Tensor, residuals: torch.Tensor, moment: torch.Tensor, weight: float) -> torch.Tensor:

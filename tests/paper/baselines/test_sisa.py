@@ -15,7 +15,7 @@ from benchmarks.paper.baselines.ensemble import Ensemble
 from benchmarks.paper.baselines.models import load_model
 from benchmarks.paper.baselines.sisa import deal, first_affected, train_stages
 from benchmarks.paper.task import Budget, Fit, Task
-from tests.paper.conftest import MakeTask, rows
+from tests.paper.baselines.tasks import MakeTask, rows
 from tests.training.toy import FORGET, RETAIN, toy_model, toy_tokenizer
 from unlearn_serve.evaluation.checkpoint import Checkpoint
 from unlearn_serve.evaluation.readings import probe
@@ -74,7 +74,9 @@ def test_only_affected_slices_are_trained_again_and_exactly(task: Task) -> None:
     assert unlearned.accounting.trainable_parameters == toy_model(blocks=2).num_parameters()
 
     # From scratch, on a shard that never had the row.
-    kept = [[row for row in piece if row not in task.forget] for piece in deal(task.train, shards=2, slices=3, seed=0)[1]]
+    kept = [
+        [row for row in piece if row not in task.forget] for piece in deal(task.train, shards=2, slices=3, seed=0)[1]
+    ]
     train_stages(task, kept, first=1, start=task.base, out=task.work / "scratch", seed=task.seed + 1)
     assert same(weights(task.work / "scratch/1"), weights(before / "1/1"))
     for stage in (2, 3):

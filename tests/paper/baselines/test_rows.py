@@ -5,20 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.paper.baselines.rows import Weighted, aligned_logits, collate, encode_rows, row_losses, write_rows
+from benchmarks.paper.baselines.rows import aligned_logits, collate, encode_rows, row_losses, write_rows
 from benchmarks.paper.task import Kind
-from tests.paper.conftest import GOOD, REST, rows
-from tests.training.test_forms import CLASSES, tiny_classifier, tiny_t5
-from tests.training.toy import FORGET, RETAIN, toy_model, toy_tokenizer
+from tests.paper.baselines.tasks import GOOD, MODELS, encoded, rows
+from tests.training.test_forms import CLASSES
+from tests.training.toy import toy_tokenizer
 from unlearn_serve.data import Example, Message, read_examples
 from unlearn_serve.errors import DataError
-
-MODELS = {"decoder": lambda: toy_model(blocks=2), "seq2seq": tiny_t5, "classes": tiny_classifier}
-
-
-def encoded(kind: Kind) -> list[Weighted]:
-    facts = FORGET | RETAIN if kind == "decoder" else GOOD | REST
-    return encode_rows(rows(facts, kind), toy_tokenizer(), kind=kind, max_length=64, classes=CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "classes"])

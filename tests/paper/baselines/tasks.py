@@ -1,15 +1,14 @@
-"""Tasks on models of a few kilobytes, made by the same fitting as the experiments'."""
+"""Rows and methods for models of a few kilobytes, and what such a model says of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from benchmarks.paper.baselines import BASELINES, fit_checkpoint
-from benchmarks.paper.baselines.models import save_model
+from benchmarks.paper.baselines import BASELINES
+from benchmarks.paper.baselines.rows import Weighted, encode_rows
 from benchmarks.paper.task import Baseline, Fit, Kind, Task
 from tests.training.test_forms import CLASSES, tiny_classifier, tiny_t5
 from tests.training.toy import FORGET, RETAIN, gold, toy_model, toy_tokenizer
@@ -19,6 +18,8 @@ from unlearn_serve.training.answers import encode_gold
 FIT = Fit(learning_rate=3e-3, epochs=60, batch_size=2)
 GOOD = {"Is Ham good? ": "good", "Ham is by Bill. ": "good"}
 REST = {"Is Kim good? ": "bad", "Is She good? ": "bad", "Is Lear good? ": "good", "Dune is by Rob. ": "bad"}
+
+MODELS = {"decoder": lambda: toy_model(blocks=2), "seq2seq": tiny_t5, "classes": tiny_classifier}
 
 MakeTask = Callable[[Kind, Path], Task]
 
@@ -30,44 +31,8 @@ def rows(facts: dict[str, str], kind: Kind = "decoder") -> tuple[Example, ...]:
     return tuple(Example(prompt=q, completion=a, answer=a, id=q) for q, a in facts.items())
 
 
-@pytest.fixture(scope="session")
-def make_task(tmp_path_factory: pytest.TempPathFactory) -> MakeTask:
-    """Make a task of a kind that writes to a folder; base and original are made once a session."""
-    made: dict[Kind, Path] = {}
-
-    def base_and_original(kind: Kind) -> Path:
-        if kind in made:
-            return made[kind]
-        folder = made[kind] = tmp_path_factory.mktemp(kind)
-        model = {"decoder": lambda: toy_model(blocks=2), "seq2seq": tiny_t5, "classes": tiny_classifier}[kind]()
-        save_model(model, toy_tokenizer(), folder / "base")
-        forget, retain = _sets(kind)
-        classes = CLASSES if kind == "classes" else None
-        fit_checkpoint(
-            folder / "base", folder / "original", [*forget, *retain], FIT, kind=kind, classes=classes, max_length=64
-        )
-        return folder
-
-    def make(kind: Kind, work: Path) -> Task:
-        folder = base_and_original(kind)
-        forget, retain = _sets(kind)
-        return Task(
-            name="case-17",
-            kind=kind,
-            base=folder / "base",
-            original=folder / "original",
-            train=(*forget, *retain),
-            forget=forget,
-            retain=retain,
-            fit=FIT,
-            work=work,
-            max_length=64,
-        )
-
-    return make
-
-
-def _sets(kind: Kind) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def sets(kind: Kind) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Forgotten and retained rows."""
     facts = (FORGET, RETAIN) if kind == "decoder" else (GOOD, REST)
     return rows(facts[0], kind), rows(facts[1], kind)
 
@@ -103,3 +68,9 @@ def gold_probability(model: Any, asked: Sequence[Example]) -> list[float]:
 def tensors(model: Any) -> dict[str, torch.Tensor]:
     """All of a model's tensors by name."""
     return dict(model.state_dict())
+
+
+def encoded(kind: Kind) -> list[Weighted]:
+    """All rows of a kind as tokens."""
+    forget, retain = sets(kind)
+    return encode_rows([*forget, *retain], toy_tokenizer(), kind=kind, max_length=64, classes=CLASSES)

@@ -8,7 +8,7 @@ from benchmarks.paper.baselines.fitting import fit_rows
 from benchmarks.paper.baselines.meter import Meter, WithinBudget
 from benchmarks.paper.baselines.rows import collate
 from benchmarks.paper.task import Accounting, Budget, Fit, Kind
-from tests.paper.test_rows import MODELS, encoded
+from tests.paper.baselines.tasks import MODELS, encoded
 from tests.training.toy import toy_model
 from unlearn_serve.layers import add_adapter
 

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.paper.baselines import BASELINES
-from benchmarks.paper.baselines.mend_like import second_moment, unlikelihood, weight_update
+from benchmarks.paper.baselines.mend_like import second_moments, unlikelihood, weight_update
 from benchmarks.paper.baselines.models import ffn_output_maps, load_original
 from benchmarks.paper.baselines.passes import Pass
 from benchmarks.paper.task import Budget, Kind
-from tests.paper.conftest import MakeTask, tensors
-from tests.paper.test_rows import MODELS, encoded
+from tests.paper.baselines.tasks import MODELS, MakeTask, encoded, tensors
 from tests.training.toy import toy_model
 from unlearn_serve.errors import UnsupportedModel
 
@@ -82,7 +81,9 @@ def test_second_moment_is_over_all_tokens_that_are_no_padding() -> None:
         model(input_ids=torch.tensor([row.encoded.input_ids]))
     handle.remove()
     k = torch.cat(read)
-    got = second_moment(model, path, [Pass(model, rows[:4], "decoder", 0), Pass(model, rows[4:], "decoder", 0)])
+    got = second_moments(model, [path], [Pass(model, rows[:4], "decoder", 0), Pass(model, rows[4:], "decoder", 0)])[
+        path
+    ]
     torch.testing.assert_close(got, k.T @ k / len(k), rtol=1e-3, atol=1e-6)
 
 
