@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
@@ -127,8 +126,8 @@ class WithinBudget(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
 
 def _is_whole_model(module: nn.Module) -> bool:
-    """A model with its head (transformers names those `...For...`), or PEFT's tuner, which runs one unseen by hooks."""
-    return isinstance(module, BaseTuner) or (isinstance(module, PreTrainedModel) and "For" in type(module).__name__)
+    """A model with its head: transformers names those `...For...`. What PEFT wraps around it is no model of its own."""
+    return isinstance(module, PreTrainedModel) and "For" in type(module).__name__
 
 
 def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -36,7 +36,7 @@ def test_a_fit_counts_each_row_once_an_epoch(kind: Kind) -> None:
 
 @pytest.mark.parametrize("wrap", ["plain", "lora", "lora of a task", "unlearning layers"])
 def test_a_pass_counts_once_however_it_is_wrapped(wrap: str) -> None:
-    """PEFT calls the model's forward past its hooks in one case and not in the other."""
+    """PEFT has two wrappers around the model where a task is named, and each of them is called as a model is."""
     model = toy_model(blocks=2)
     if wrap.startswith("lora"):
         task = "CAUSAL_LM" if wrap.endswith("task") else None
