@@ -22,6 +22,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.config = members[0].config
         self.generation_config = getattr(members[0], "generation_config", None)
+        self.eval()
 
     @property
     def device(self) -> torch.device:

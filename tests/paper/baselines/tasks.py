@@ -15,7 +15,7 @@ from tests.training.toy import FORGET, RETAIN, gold, toy_model, toy_tokenizer
 from unlearn_serve.data import IGNORED, Example
 from unlearn_serve.training.answers import encode_gold
 
-FIT = Fit(learning_rate=3e-3, epochs=60, batch_size=2)
+FIT = Fit(learning_rate=3e-3, epochs=80, batch_size=2)
 GOOD = {"Is Ham good? ": "good", "Ham is by Bill. ": "good"}
 REST = {"Is Kim good? ": "bad", "Is She good? ": "bad", "Is Lear good? ": "good", "Dune is by Rob. ": "bad"}
 
