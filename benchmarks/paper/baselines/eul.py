@@ -1,0 +1,59 @@
+"""This project's methods, through its own trainer: the paper's objective, and the bounded one that is the default."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.paper.baselines.meter import Meter, WithinBudget
+from benchmarks.paper.baselines.models import fresh_folder, load_original, weight_bytes
+from benchmarks.paper.baselines.product import json_settings, train_args
+from benchmarks.paper.task import Budget, Task, Unlearned
+from unlearn_serve.format import read_adapter_dir
+from unlearn_serve.layers import load_adapter
+from unlearn_serve.training import Name, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eul:
+    """Semantics: U_i(h) = h + W_up,i act(W_down,i h) behind the feed-forward networks of a frozen original.
+
+    `eul` is Chen & Yang's objective with the paper's settings (unbounded), `eul-bounded` the product's default, NPO
+    with the retained answers held to the original's distribution; equations in docs/training.md.
+    """
+
+    name: str
+
+    recipe: Name
+    """Which of `unlearn_serve.training.RECIPES`."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `TrainArgs` that outweigh the recipe's."""
+
+    stop_at_holdout: bool = False
+    """End training at the level of `task.holdout`, in place of the recipe's own target."""
+
+    def run(self, task: Task, budget: Budget) -> Unlearned:
+        """Train an adapter; see `Baseline.run`."""
+        folder = fresh_folder(task, self.name)
+        args = train_args(task, self.recipe, folder, self.settings, stop_at_holdout=self.stop_at_holdout)
+        with Meter() as meter:
+            adapter = train(args, callbacks=[WithinBudget(meter, budget)])
+        outcome = read_adapter_dir(adapter)[0].provenance.objective
+        found = Unlearned(
+            method=self.name,
+            model=load_adapter(load_original(task), adapter).eval(),
+            # The Grams are kept for the next request's fusion.
+            accounting=meter.accounting(
+                stored_bytes=weight_bytes(adapter),
+                served_bytes=(adapter / "adapter_model.safetensors").stat().st_size,
+            ),
+            checkpoint=task.original,
+            adapter=adapter,
+            details={
+                "settings": json_settings(args),
+                **{
+                    key: value for key, value in outcome.items() if key == "stopped_early" or key.startswith("reached_")
+                },
+            },
+        )
+        return found.written(folder)

@@ -1,0 +1,54 @@
+"""The product's trainer on a task: its recipe, the rows as the files it reads, and its adapter on the original."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.baselines.rows import write_rows
+from benchmarks.paper.task import Task
+from unlearn_serve.training import RECIPES, Name, TrainArgs
+
+WHOLE_ANSWERS = {"gold_only": False, "own_answers": False}
+"""What models other than decoders need."""
+
+
+def train_args(
+    task: Task, recipe: Name, folder: Path, settings: Mapping[str, Any], *, stop_at_holdout: bool = False
+) -> TrainArgs:
+    """Write the task's rows into `folder` and return the arguments of a run that writes folder/adapter.
+
+    Args:
+        task: the task.
+        recipe: which named objective, with the settings that belong to it.
+        folder: of the method.
+        settings: fields of `TrainArgs` that outweigh the recipe's.
+        stop_at_holdout: end where the forgotten answers are as likely as the hold-out set's.
+
+    Raises:
+        ValueError: `stop_at_holdout` without hold-out rows.
+    """
+    chosen = {**(WHOLE_ANSWERS if task.kind != "decoder" else {}), **settings}
+    if task.retain:
+        chosen["retain"] = write_rows(folder / "retain.jsonl", task.retain)
+    if stop_at_holdout:
+        if not task.holdout:
+            raise ValueError(
+                f"task {task.name!r}: expected hold-out rows to stop at, got none; set stop_at_holdout=False"
+            )
+        chosen["holdout"] = write_rows(folder / "holdout.jsonl", task.holdout)
+    given: dict[str, Any] = {
+        "model": task.original,
+        "forget": write_rows(folder / "forget.jsonl", task.forget),
+        "out": folder / "adapter",
+        "deletion_ids": (task.name,),
+        "max_length": task.max_length,
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[task.precision],
+        "seed": task.seed,
+        "command": ("benchmarks.paper",),
+    }
+    return RECIPES[recipe].arguments(**(given | chosen))
+
+
+def json_settings(args: TrainArgs) -> dict[str, Any]:
+    """What shaped the training, for `Unlearned.details`."""
+    return {**args.settings(), "rank": args.rank}
