@@ -12,7 +12,7 @@ from benchmarks.paper.task import Budget, Fit, Task, Unlearned
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseGradient:
-    """Semantics: from the original, L = 1/B (sum of CE over a batch's retained rows - sum of CE over its forgotten rows).
+    """Semantics: from the original, L = 1/B (sum over retained rows of CE - sum over forgotten rows of CE).
 
     Rows of both sets are shuffled together. Without a lower bound: forgotten answers become ever less likely.
     """

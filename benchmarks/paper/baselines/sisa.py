@@ -61,7 +61,7 @@ class Sisa:
     def run(self, task: Task, budget: Budget) -> Unlearned:
         """Train the affected stages again; see `Baseline.run`.
 
-        The stage that reaches a cap of `budget` is the last to be trained; the shards that are left then answer with the
+        The stage that reaches a cap of `budget` is the last to be trained; shards that are left then answer with the
         models they had before their first affected stage, which know nothing of the forgotten rows either.
 
         Raises:
