@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo bench bench-quick kernels test test-fast fuzz lint types check format clean
+.PHONY: setup demo bench bench-quick paper paper-quick kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,15 @@ bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on whe
 
 bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
 	$(BIN)/python -m benchmarks --quick --fresh
+
+# Threads that spin at barriers slow everything as soon as anything else runs.
+PAPER := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.paper
+
+paper: $(READY) ## the paper's experiments and docs/results.md, 4 hours; goes on where it was (make paper FRESH=1: anew)
+	$(PAPER) $(if $(FRESH),--fresh)
+
+paper-quick: $(READY) ## every stage of them at toy size on made-up data into out/paper/quick/, minutes
+	$(PAPER) --quick --fresh
 
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report

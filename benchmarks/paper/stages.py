@@ -168,10 +168,10 @@ class Context:
         """The stage's settings."""
         return self.stage.config
 
-    def data(self, name: str) -> Path:
-        """A file of the data folder that the stage has declared."""
-        self._require(name, self.stage.data, "data")
-        return self.runner.data / name
+    @property
+    def data(self) -> Path:
+        """The folder of the data files that the stage has declared."""
+        return self.runner.data
 
     def result(self, name: str) -> dict[str, Any]:
         """The result of a stage that this one has declared as input."""

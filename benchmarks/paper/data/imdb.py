@@ -77,10 +77,11 @@ def review(text: str, label: int, name: str, words: int) -> Example:
 
 
 def running_text(rows: Sequence[Example]) -> tuple[Example, ...]:
-    """The texts alone, for the loss of plain language modelling: what stands between the prompt's first and last word."""
+    """The texts alone, for the loss of plain language modelling: prompts without their first word and last line."""
+    texts = [str(row.prompt).partition(":")[2].rpartition("\n")[0].strip() for row in rows]
     return tuple(
-        parse_row({"text": str(row.prompt).partition(" ")[2].rpartition("\n")[0]}, source=f"text of {row.id}", line=1)
-        for row in rows
+        parse_row({"text": text}, source=f"text of {row.id}", line=1)
+        for text, row in zip(texts, rows, strict=True)
     )
 
 

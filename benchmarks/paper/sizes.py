@@ -1,0 +1,104 @@
+"""How large each experiment is: the full one, cut to four hours on two cores, and the toy one for a quick run."""
+
+from dataclasses import dataclass, field
+
+from benchmarks.paper.data.imdb import RowsSize
+from benchmarks.paper.data.tofu import TofuSize
+from benchmarks.paper.experiments.models import Base
+from benchmarks.paper.task import Fit, Precision
+
+METHODS = ("retrain", "finetune", "sisa", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded")
+"""By their names in `BASELINES`; the original has a stage of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """All that differs between a full and a quick run."""
+
+    base: Base
+    precision: Precision
+    """Of frozen models; full fine-tuning then computes under autocast."""
+
+    fit_precision: Precision
+    """Of full fine-tuning."""
+
+    rank: int
+    """Of unlearning layers and LoRA."""
+
+    blocks: tuple[int, ...] | None = None
+    """Where unlearning layers sit; None: the upper half."""
+
+    tofu: TofuSize
+    tofu_fit: Fit
+    tofu_forget: tuple[int, ...]
+    """Authors that the tables take out."""
+
+    tofu_methods: tuple[str, ...]
+    tofu_seeds: tuple[int, ...]
+    """Of the unlearning methods with layers; the models they start from have one."""
+
+    sequence: tuple[int, ...]
+    """After how many requests a sequence is measured."""
+
+    imdb: RowsSize
+    imdb_fit: Fit
+    samsum: RowsSize
+    samsum_fit: Fit
+    shares: tuple[float, ...]
+    """Of the training rows to forget."""
+
+    shards: int
+    """SISA's; each has one slice: fewer passes and fewer checkpoints."""
+
+    relearn_rows: tuple[int, ...]
+    relearn_steps: int
+    answer_tokens: int
+    """Of a greedy answer at most."""
+
+    seeds: tuple[int, ...] = field(default=(0,))
+    """Of the methods with layers on IMDB and SAMSum."""
+
+
+FULL = Sizes(
+    base="SmolLM2-135M-Instruct",
+    precision="bf16",
+    fit_precision="bf16",
+    rank=64,
+    tofu=TofuSize(requests=20, guards=10, questions=10, holdout=60, general=30),
+    tofu_fit=Fit(learning_rate=3e-4, epochs=8, batch_size=16),
+    tofu_forget=(1, 2, 4),
+    tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_seeds=(0, 1, 2),
+    sequence=(1, 2, 3, 5, 10, 20),
+    imdb=RowsSize(train=400, test=200, retained=100, words=60),
+    imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=16),
+    samsum=RowsSize(train=200, test=32, retained=32, words=90),
+    samsum_fit=Fit(learning_rate=3e-4, epochs=3, batch_size=16),
+    shares=(0.005, 0.01, 0.1),
+    shards=4,
+    relearn_rows=(2, 5, 10),
+    relearn_steps=10,
+    answer_tokens=32,
+)
+
+QUICK = Sizes(
+    base="tiny",
+    precision="fp32",
+    fit_precision="fp32",
+    rank=8,
+    tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),
+    tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
+    tofu_forget=(1, 2),
+    tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_seeds=(0, 1),
+    sequence=(1, 2, 3),
+    imdb=RowsSize(train=20, test=8, retained=8, words=30),
+    imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
+    samsum=RowsSize(train=20, test=4, retained=4, words=30),
+    samsum_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
+    shares=(0.05, 0.1),
+    shards=2,
+    relearn_rows=(1, 2),
+    relearn_steps=2,
+    answer_tokens=8,
+)
