@@ -63,8 +63,10 @@ def main() -> None:
         for name in names:
             (runner.results / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(out / "shared", ignore_errors=True)
-    _run(runner, names)
+    failed = _run(runner, names)
     print(render(runner.results, page))
+    if failed:
+        sys.exit(f"error: {len(failed)} stages failed: {', '.join(failed)}; call again to try those")
 
 
 def _chosen(runner: Runner, patterns: Sequence[str]) -> list[str]:
@@ -74,7 +76,9 @@ def _chosen(runner: Runner, patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def _run(runner: Runner, names: Sequence[str]) -> None:
+def _run(runner: Runner, names: Sequence[str]) -> list[str]:
+    """Run what is outstanding; a stage that fails takes those that read it with it, not the night. Returns those."""
+    failed: list[str] = []
     outstanding = runner.outstanding(names)
     console = Console(stderr=True, highlight=False)
     expected = {name: runner.seconds(name) for name in outstanding}
@@ -93,10 +97,19 @@ def _run(runner: Runner, names: Sequence[str]) -> None:
             pace = spent / planned if planned else 1.0
             left = pace * sum(expected[one] for one in outstanding[place:])
             progress.update(task, description=name, left=f"about {_clock(left)} left")
-            took = runner.run(name)["seconds"]
-            spent, planned = spent + took, planned + expected[name]
             progress.advance(task)
+            if set(runner.stages[name].inputs) & set(failed):
+                failed.append(name)
+                continue
+            try:
+                took = runner.run(name)["seconds"]
+            except Exception:
+                console.print_exception(max_frames=8)
+                failed.append(name)
+                continue
+            spent, planned = spent + took, planned + expected[name]
             console.print(f"{name:<44} {_clock(took)}")
+    return failed
 
 
 def _table(runner: Runner, names: Sequence[str]) -> Table:

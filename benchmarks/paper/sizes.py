@@ -28,6 +28,18 @@ class Sizes:
     blocks: tuple[int, ...] | None = None
     """Where unlearning layers sit; None: the upper half."""
 
+    steps: int
+    """Optimiser steps of the bounded objective at most."""
+
+    learning_rate: float
+    """Of the bounded objective."""
+
+    eul_learning_rate: float
+    """Of the paper's objective: its own is for thousands of steps, and here there are a few dozen."""
+
+    guard_rows: int
+    """Retained rows that the methods with layers read, drawn by the seed: as many as it takes, not all there are."""
+
     tofu: TofuSize
     tofu_fit: Fit
     tofu_forget: tuple[int, ...]
@@ -35,7 +47,7 @@ class Sizes:
 
     tofu_methods: tuple[str, ...]
     tofu_seeds: tuple[int, ...]
-    """Of the unlearning methods with layers; the models they start from have one."""
+    """Of `eul-bounded`; the models it starts from have one."""
 
     sequence: tuple[int, ...]
     """After how many requests a sequence is measured."""
@@ -50,32 +62,40 @@ class Sizes:
     shards: int
     """SISA's; each has one slice: fewer passes and fewer checkpoints."""
 
+    step_rounds: tuple[int, int]
+    """Rounds that time a training step, and timed steps in each."""
+
     relearn_rows: tuple[int, ...]
     relearn_steps: int
     answer_tokens: int
     """Of a greedy answer at most."""
 
     seeds: tuple[int, ...] = field(default=(0,))
-    """Of the methods with layers on IMDB and SAMSum."""
+    """Of `eul-bounded` on IMDB and SAMSum."""
 
 
 FULL = Sizes(
     base="SmolLM2-135M-Instruct",
     precision="bf16",
     fit_precision="bf16",
-    rank=64,
-    tofu=TofuSize(requests=20, guards=10, questions=10, holdout=60, general=30),
-    tofu_fit=Fit(learning_rate=3e-4, epochs=8, batch_size=16),
+    rank=48,  # twenty side by side are 960 of the 1024 that the format allows
+    steps=60,
+    learning_rate=3e-4,
+    eul_learning_rate=5e-4,
+    guard_rows=64,
+    tofu=TofuSize(requests=20, guards=6, questions=8, holdout=60, general=30),
+    tofu_fit=Fit(learning_rate=4e-4, epochs=6, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1, 2),
     sequence=(1, 2, 3, 5, 10, 20),
-    imdb=RowsSize(train=400, test=200, retained=100, words=60),
-    imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=16),
-    samsum=RowsSize(train=200, test=32, retained=32, words=90),
-    samsum_fit=Fit(learning_rate=3e-4, epochs=3, batch_size=16),
+    imdb=RowsSize(train=300, test=200, retained=100, words=40),
+    imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
+    samsum=RowsSize(train=120, test=32, retained=32, words=60),
+    samsum_fit=Fit(learning_rate=3e-4, epochs=3, batch_size=8),
     shares=(0.005, 0.01, 0.1),
     shards=4,
+    step_rounds=(3, 6),
     relearn_rows=(2, 5, 10),
     relearn_steps=10,
     answer_tokens=32,
@@ -86,6 +106,10 @@ QUICK = Sizes(
     precision="fp32",
     fit_precision="fp32",
     rank=8,
+    steps=12,
+    learning_rate=5e-3,
+    eul_learning_rate=5e-3,
+    guard_rows=8,
     tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),
     tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
     tofu_forget=(1, 2),
@@ -98,6 +122,7 @@ QUICK = Sizes(
     samsum_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
     shares=(0.05, 0.1),
     shards=2,
+    step_rounds=(1, 2),
     relearn_rows=(1, 2),
     relearn_steps=2,
     answer_tokens=8,

@@ -60,7 +60,7 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
             name=trained_on(number),
             run=partial(_trained_on, bounded_settings(sizes)),
             config={**shared, "request": number, "measured": number in sizes.sequence},
-            inputs=(BASE, ORIGINAL, request(1), request(number) if number > 1 else request(1), *_before(number)),
+            inputs=(BASE, ORIGINAL, request(number), *_before(number)),
             data=FILES,
             minutes=1.5,
         )
@@ -148,21 +148,20 @@ def _request(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
 
 def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     data, number = read_size(ctx), ctx.config["request"]
-    base = loaded(ctx.files(ORIGINAL) / "model", ctx.config["precision"])
-    if number == 1:
-        shutil.copytree(ctx.files(request(1)) / "adapter", ctx.folder / "adapter")
-        model = loaded(ctx.files(ORIGINAL) / "model", ctx.config["precision"], ctx.folder / "adapter")
+    original, adapter = ctx.files(ORIGINAL) / "model", ctx.folder / "adapter"
+    if number == 1:  # is the first request's own layer
+        shutil.copytree(ctx.files(request(1)) / "adapter", adapter)
         result: dict[str, Any] = {"accounting": ctx.result(request(1))["accounting"]}
     else:
         before = ctx.files(trained_on(number - 1)) / "adapter"
         target = ctx.result(request(number))["outcome"]["forget_target"]
         args = _arguments(ctx, data, settings, forget_target=target)
         with Meter() as meter:
-            how = train_on(base, before, args)
-        size = weight_bytes(ctx.folder / "adapter")
+            how = train_on(loaded(original, ctx.config["precision"]), before, args)
+        size = weight_bytes(adapter)
         result = {"accounting": asdict(meter.accounting(stored_bytes=size, served_bytes=size)), "outcome": dict(how)}
-        model = loaded(ctx.files(ORIGINAL) / "model", ctx.config["precision"], ctx.folder / "adapter")
     _remove_rows(ctx.folder)
+    model = loaded(original, ctx.config["precision"], adapter)
     return {**result, **(_scored(ctx, data, model, number) if ctx.config["measured"] else {})}
 
 

@@ -31,11 +31,6 @@ from unlearn_serve.layers import add_adapter, find_ffn_modules
 from unlearn_serve.training import NPO, RECIPES, TrainArgs, train
 
 NAME = "step"
-STEPS = 8
-"""Timed steps a round; one before them warms up."""
-
-ROUNDS = 3
-
 
 def step_stages(sizes: Sizes) -> list[Stage]:
     """The one stage."""
@@ -43,8 +38,8 @@ def step_stages(sizes: Sizes) -> list[Stage]:
         "tofu": as_json(sizes.tofu),
         "precision": sizes.precision,
         "settings": as_json(bounded_settings(sizes)),
-        "steps": STEPS,
-        "rounds": ROUNDS,
+        "rounds": sizes.step_rounds[0],
+        "steps": sizes.step_rounds[1],  # one more before them warms up
     }
     run = partial(_step, bounded_settings(sizes))
     return [Stage(name=NAME, run=run, config=config, inputs=(BASE, ORIGINAL), data=FILES, minutes=6)]

@@ -16,6 +16,7 @@ from benchmarks.paper.data.imdb import Rows, RowsSize, read_imdb, running_text
 from benchmarks.paper.data.samsum import read_samsum
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
+from benchmarks.paper.experiments.tofu import BOUNDED, FROZEN, at_holdout_level, bounded_settings, eul_settings, read_by
 from benchmarks.paper.measuring import NO_ANSWERS, accuracy, columns, measures, read_sets, rouge, rounded
 from benchmarks.paper.sizes import METHODS, Sizes
 from benchmarks.paper.stages import Context, Stage
@@ -24,8 +25,6 @@ from unlearn_serve.data import Example
 
 TASKS = ("imdb", "samsum")
 FILES = {"imdb": imdb.FILES, "samsum": samsum.FILES}
-WITH_LAYERS = ("lora", "eul", "eul-bounded")
-"""They freeze the model, so they take the precision of frozen models."""
 
 
 def table_stages(sizes: Sizes) -> list[Stage]:
@@ -36,7 +35,7 @@ def table_stages(sizes: Sizes) -> list[Stage]:
         stages.append(original_stage(f"{task}/original", {**shared, "shares": list(sizes.shares)}))
         for share in sizes.shares:
             for name in METHODS:
-                for seed in sizes.seeds if name in WITH_LAYERS else sizes.seeds[:1]:
+                for seed in sizes.seeds if name == BOUNDED else sizes.seeds[:1]:
                     stages.append(
                         method_stage(
                             f"{task}/forget{percent(share)}/{name}-seed{seed}",
@@ -44,7 +43,7 @@ def table_stages(sizes: Sizes) -> list[Stage]:
                             {**shared, "share": share, "seed": seed},
                             original=f"{task}/original",
                             sizes=sizes,
-                            minutes=1.5 if name in (*WITH_LAYERS, "mend-like") else 5,
+                            minutes=1.5 if name in (*FROZEN, "mend-like") else 5,
                         )
                     )
     return stages
@@ -71,7 +70,7 @@ def method_of(name: str, task: str, sizes: Sizes) -> Baseline:
     """A method as the tables set it; the hold-out rows of a task are its test rows."""
     method: Any = BASELINES[name]
     fit = sizes.imdb_fit if task == "imdb" else sizes.samsum_fit
-    bounded = {"rank": sizes.rank, "blocks": sizes.blocks, "own_answers": False, "gold_only": False}
+    bounded = bounded_settings(sizes)
     match name:
         case "finetune" | "reverse-gradient":
             return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))  # type: ignore[no-any-return]
@@ -80,7 +79,7 @@ def method_of(name: str, task: str, sizes: Sizes) -> Baseline:
         case "lora":
             return dataclasses.replace(method, settings=bounded)  # type: ignore[no-any-return]
         case "eul":
-            return dataclasses.replace(method, settings={"rank": sizes.rank})  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=eul_settings(sizes))  # type: ignore[no-any-return]
         case "eul-bounded":
             return dataclasses.replace(method, settings=bounded, stop_at_holdout=True)  # type: ignore[no-any-return]
     return method  # type: ignore[no-any-return]
@@ -95,13 +94,14 @@ def method_stage(
     name: str, method: Baseline, config: Mapping[str, Any], *, original: str, sizes: Sizes, minutes: float
 ) -> Stage:
     """The stage of one method on one request."""
-    frozen = method.name in WITH_LAYERS
+    frozen = method.name in FROZEN
     return Stage(
         name=name,
         run=partial(_unlearned, method, original),
         config={
             **config,
             "precision": sizes.precision if frozen else sizes.fit_precision,
+            "guard_rows": sizes.guard_rows,
             "method": method.name,
             "settings": as_json(method),
         },
@@ -140,18 +140,19 @@ def _unlearned(method: Baseline, original: str, ctx: Context) -> Mapping[str, An
         kind="decoder",
         base=base_folder(ctx),
         original=ctx.files(original) / "model",
-        train=rows.train,
-        forget=rows.forget(share),
-        retain=rows.retain(share),
+        **read_by(
+            method, rows.forget(share), rows.retain(share), guard_rows=ctx.config["guard_rows"], seed=ctx.config["seed"]
+        ),
         holdout=rows.test,
         fit=Fit(**ctx.config["fit"]),
         work=work,
         precision=ctx.config["precision"],
         seed=ctx.config["seed"],
     )
-    unlearned = method.run(task, Budget())
+    before = ctx.result(original)["forget"][percent(share)]
+    unlearned = at_holdout_level(method, before).run(task, Budget())
     tokenizer = load_tokenizer(task.original)
-    result = scored(ctx, unlearned.model, tokenizer, rows, task.forget, task.retain)
+    result = scored(ctx, unlearned.model, tokenizer, rows, rows.forget(share), rows.retain(share))
     shutil.rmtree(work / method.name / ("after" if method.name == "sisa" else ""), ignore_errors=True)
     return {
         "accounting": asdict(unlearned.accounting),

@@ -1,13 +1,14 @@
 """TOFU: one original, one model re-trained without each number of authors, and the methods that stand against those."""
 
 import dataclasses
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from benchmarks.paper.baselines import BASELINES
+from benchmarks.paper.baselines import BASELINES, Lora
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data.tofu import FILES, Tofu, TofuSize, read_tofu
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
@@ -18,9 +19,17 @@ from benchmarks.paper.stages import Context, Stage
 from benchmarks.paper.task import Baseline, Budget, Fit, Task
 from unlearn_serve.data import Example
 
+Rows = tuple[Example, ...]
+
 ORIGINAL = "tofu/original"
 LAYERS = ("eul", "eul-bounded")
-"""Methods with a spread over seeds; their adapters are kept."""
+"""Their adapters are kept for other stages."""
+
+FROZEN = ("lora", *LAYERS)
+"""Methods that freeze the model: they hold it in its own precision, and read some of the retained rows only."""
+
+BOUNDED = "eul-bounded"
+"""The product's default: the method with a spread over seeds."""
 
 
 def tofu_stages(sizes: Sizes) -> list[Stage]:
@@ -62,7 +71,8 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     run=partial(_unlearned, method),
                     config={
                         **shared,
-                        "precision": sizes.precision if name in (*LAYERS, "lora") else sizes.fit_precision,
+                        "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
+                        "guard_rows": sizes.guard_rows,
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,
@@ -73,7 +83,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     data=FILES,
                     minutes=2.5,
                 )
-                for seed in (sizes.tofu_seeds if name in LAYERS else sizes.tofu_seeds[:1])
+                for seed in (sizes.tofu_seeds if name == BOUNDED else sizes.tofu_seeds[:1])
             ]
     return stages
 
@@ -94,13 +104,40 @@ def tofu_method(name: str, sizes: Sizes) -> Baseline:
             stops = {} if name == "lora" else {"stop_at_holdout": True}
             return dataclasses.replace(method, settings=bounded_settings(sizes), **stops)  # type: ignore[no-any-return]
         case "eul":
-            return dataclasses.replace(method, settings={"rank": sizes.rank})  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=eul_settings(sizes))  # type: ignore[no-any-return]
     return method  # type: ignore[no-any-return]
 
 
 def bounded_settings(sizes: Sizes) -> dict[str, Any]:
     """`TrainArgs` of the bounded objective: rows hold the model's own words, so it need not be asked for them."""
-    return {"rank": sizes.rank, "blocks": sizes.blocks, "own_answers": False, "gold_only": False}
+    return {
+        "rank": sizes.rank,
+        "blocks": sizes.blocks,
+        "max_steps": sizes.steps,
+        "learning_rate": sizes.learning_rate,
+        "own_answers": False,
+        "gold_only": False,
+    }
+
+
+def eul_settings(sizes: Sizes) -> dict[str, Any]:
+    """`TrainArgs` of the paper's objective, beside its recipe."""
+    return {"rank": sizes.rank, "learning_rate": sizes.eul_learning_rate}
+
+
+def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, seed: int) -> dict[str, Rows]:
+    """`Task`'s train, forget and retain: of what stays, methods that freeze the model read `guard_rows` rows."""
+    if method.name in FROZEN and guard_rows < len(retain):
+        retain = tuple(random.Random(seed).sample(retain, guard_rows))
+    return {"train": (*forget, *retain), "forget": forget, "retain": retain}
+
+
+def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
+    """LoRA, told to stop where `eul-bounded` does: at the original's level on the hold-out rows."""
+    if not isinstance(method, Lora):
+        return method
+    level = original["measures"]["holdout.probability"]["value"]
+    return dataclasses.replace(method, settings={**method.settings, "forget_target": level})
 
 
 def score_sets(data: Tofu, count: int, *, scored: int) -> dict[str, Sequence[Example]]:
@@ -158,16 +195,21 @@ def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
         kind="decoder",
         base=base_folder(ctx),
         original=ctx.files(ORIGINAL) / "model",
-        train=data.train,
-        forget=data.forget(count),
-        retain=data.retain(count),
+        **read_by(
+            method,
+            data.forget(count),
+            data.retain(count),
+            guard_rows=ctx.config["guard_rows"],
+            seed=ctx.config["seed"],
+        ),
         holdout=data.holdout,
         fit=Fit(**ctx.config["fit"]),
         work=ctx.folder,
         precision=ctx.config["precision"],
         seed=ctx.config["seed"],
     )
-    unlearned = method.run(task, Budget())
+    before = {"measures": ctx.result(ORIGINAL)["measures"][str(count)]}
+    unlearned = at_holdout_level(method, before).run(task, Budget())
     scores = read_sets(
         unlearned.model,
         load_tokenizer(task.original),

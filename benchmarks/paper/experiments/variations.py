@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.paper.baselines import BASELINES
 from benchmarks.paper.experiments.tables import method_of, method_stage, original_stage, shared_config
+from benchmarks.paper.experiments.tofu import eul_settings
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Stage
 from unlearn_serve.training import EUL, Objective
@@ -53,4 +54,4 @@ def variation_stages(sizes: Sizes) -> list[Stage]:
 
 
 def _with_objective(objective: Objective, sizes: Sizes) -> Any:
-    return dataclasses.replace(BASELINES["eul"], settings={"rank": sizes.rank, "objective": objective})  # type: ignore[type-var]
+    return dataclasses.replace(BASELINES["eul"], settings={**eul_settings(sizes), "objective": objective})  # type: ignore[type-var]
