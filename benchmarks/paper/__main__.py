@@ -1,4 +1,4 @@
-"""`python -m benchmarks.paper [STAGE...]`: the experiments of the paper, see README.md; stopped, it goes on where it was."""
+"""`python -m benchmarks.paper [STAGE...]`: the paper's experiments, see README.md; stopped, it goes on where it was."""
 
 import argparse
 import logging
@@ -42,13 +42,14 @@ def main() -> None:
     out = given.out.absolute() / ("quick" if given.quick else "full")
     results = given.results or (out / "results" if given.quick else RESULTS / "paper")
     page = out / "results.md" if given.quick else PAGE
+    sizes = QUICK if given.quick else FULL
     if given.quick:
         write_made_up(out / "data")
     if given.render:
-        print(render(results.absolute(), page))
+        print(render(results.absolute(), page, sizes))
         return
     _quieten()
-    stages = plan(QUICK if given.quick else FULL)
+    stages = plan(sizes)
     data = out / "data" if given.quick else data_folder(given.data)
     try:
         require_files(data, (name for stage in stages for name in stage.data))
@@ -64,7 +65,7 @@ def main() -> None:
             (runner.results / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(out / "shared", ignore_errors=True)
     failed = _run(runner, names)
-    print(render(runner.results, page))
+    print(render(runner.results, page, sizes))
     if failed:
         sys.exit(f"error: {len(failed)} stages failed: {', '.join(failed)}; call again to try those")
 
@@ -72,7 +73,8 @@ def main() -> None:
 def _chosen(runner: Runner, patterns: Sequence[str]) -> list[str]:
     found = [name for name in runner.stages if not patterns or any(fnmatchcase(name, one) for one in patterns)]
     if not found:
-        raise UnlearnServeError(f"expected names or patterns of stages, got {' '.join(patterns)}; --list shows them all")
+        said = " ".join(patterns)
+        raise UnlearnServeError(f"expected names or patterns of stages, got {said}; --list shows them all")
     return found
 
 
@@ -96,8 +98,7 @@ def _run(runner: Runner, names: Sequence[str]) -> list[str]:
             # What is to come, at the pace of what has been against what was expected of it.
             pace = spent / planned if planned else 1.0
             left = pace * sum(expected[one] for one in outstanding[place:])
-            progress.update(task, description=name, left=f"about {_clock(left)} left")
-            progress.advance(task)
+            progress.update(task, description=name, completed=place, left=f"about {_clock(left)} left")
             if set(runner.stages[name].inputs) & set(failed):
                 failed.append(name)
                 continue
@@ -109,6 +110,7 @@ def _run(runner: Runner, names: Sequence[str]) -> list[str]:
                 continue
             spent, planned = spent + took, planned + expected[name]
             console.print(f"{name:<44} {_clock(took)}")
+        progress.update(task, description="", completed=len(outstanding), left="")
     return failed
 
 

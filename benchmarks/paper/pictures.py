@@ -15,6 +15,7 @@ STYLES = {
     "retrained": (REFERENCE, "o", "re-trained"),
     "trained-on": (THEIRS, "v", "one layer trained on"),
     "regmean": (OURS, "s", "RegMean"),
+    "regmean-guards-once": ("#7d3c98", "P", "RegMean, guards once"),
     "cat": ("#48a9a6", "D", "cat"),
     "mean": ("#d4b483", "^", "mean"),
 }
@@ -37,7 +38,7 @@ def draw(results: Path, summary: Mapping[str, Any]) -> list[Path]:
 
 
 def _tofu(results: Path) -> Figure | None:
-    """Forgotten against retained probability, a panel for each number of authors; the band is the re-trained model's."""
+    """Forgotten against retained probability, a panel a number of authors; the band is the re-trained model's."""
     original = result(results, "tofu/original")
     counts = sorted(int(path.name.removeprefix("forget")) for path in (results / "tofu").glob("forget*"))
     if original is None or not counts:

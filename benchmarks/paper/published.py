@@ -1,10 +1,6 @@
 """The paper's figures: Chen & Yang, "Unlearn What You Want to Forget", EMNLP 2023 (arXiv 2310.20150), T5-base."""
 
-COLUMNS = ("test", "retained", "forgot", "lm_loss", "seconds")
-
-Row = tuple[float, float, float, float, float]
-
-IMDB: dict[str, dict[str, Row | tuple[float, float, float, float, None]]] = {
+IMDB: dict[str, dict[str, tuple[float, float, float, float, float | None]]] = {
     "original": dict.fromkeys(("0.5", "1", "10"), (93.2, 100.0, 100.0, 1.46, None)),
     "retrain": {
         "0.5": (92.8, 100.0, 92.5, 1.52, 6685),

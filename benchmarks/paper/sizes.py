@@ -52,6 +52,9 @@ class Sizes:
     sequence: tuple[int, ...]
     """After how many requests a sequence is measured."""
 
+    sequence_target: float
+    """The level that layers of a sequence stop at, in units of the original's on the hold-out rows."""
+
     imdb: RowsSize
     imdb_fit: Fit
     samsum: RowsSize
@@ -83,12 +86,13 @@ FULL = Sizes(
     learning_rate=3e-4,
     eul_learning_rate=5e-4,
     guard_rows=64,
-    tofu=TofuSize(requests=20, guards=6, questions=8, holdout=60, general=30),
+    tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
     tofu_fit=Fit(learning_rate=4e-4, epochs=6, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1, 2),
     sequence=(1, 2, 3, 5, 10, 20),
+    sequence_target=1.0,
     imdb=RowsSize(train=300, test=200, retained=100, words=40),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
     samsum=RowsSize(train=120, test=32, retained=32, words=60),
@@ -116,6 +120,7 @@ QUICK = Sizes(
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1),
     sequence=(1, 2, 3),
+    sequence_target=1.0,
     imdb=RowsSize(train=20, test=8, retained=8, words=30),
     imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
     samsum=RowsSize(train=20, test=4, retained=4, words=30),

@@ -45,7 +45,7 @@ def tofu(results: Path, count: int) -> dict[str, Any] | None:
     def mean(name: str) -> float:
         return statistics.fmean(one["measures"][name]["value"] for one in ours)
 
-    return rounded(  # type: ignore[no-any-return]
+    return rounded(
         {
             **{level: mean(f"forget.{level}") for level in LEVELS},
             "by_seed": {level: [one["measures"][f"forget.{level}"]["value"] for one in ours] for level in LEVELS},
@@ -71,7 +71,7 @@ def speedup(results: Path, task: str, forget: str | int) -> float | None:
     if retrained is None or not ours:
         return None
     spent = statistics.median(one["accounting"]["seconds"] for one in ours)
-    return rounded(retrained["accounting"]["seconds"] / spent)  # type: ignore[no-any-return]
+    return rounded(retrained["accounting"]["seconds"] / spent)
 
 
 def seeds(results: Path, folder: str, method: str) -> list[dict[str, Any]]:

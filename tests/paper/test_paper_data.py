@@ -70,5 +70,5 @@ def test_dialogues_of_the_most_frequent_speaker_come_first(folder: Path) -> None
 
 
 def test_missing_data_are_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"tofu/full\.jsonl.*never downloaded.*locuslab/TOFU.*--data or PAPER_DATA.*--quick"):
+    with pytest.raises(DataError, match=r"tofu/full\.jsonl.*never downloaded.*locuslab/TOFU.*PAPER_DATA.*--quick"):
         require_files(tmp_path, FILES)

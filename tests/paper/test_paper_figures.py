@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.paper.bars import bars
 from benchmarks.paper.experiments.robustness import quantise
-from benchmarks.paper.experiments.sequence import judged, mean_interval
+from benchmarks.paper.experiments.judging import judged, mean_interval
 from benchmarks.paper.plan import plan
 from benchmarks.paper.render import render
 from benchmarks.paper.sizes import FULL, QUICK
@@ -65,7 +65,7 @@ def test_bars_hold_only_inside_the_interval(tmp_path: Path) -> None:
 
 
 def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
-    render(tmp_path / "results", tmp_path / "results.md")
+    render(tmp_path / "results", tmp_path / "results.md", FULL)
     page = (tmp_path / "results.md").read_text()
     assert "not measured" in page
     assert "holds" not in page

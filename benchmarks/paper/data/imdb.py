@@ -53,7 +53,8 @@ def read_imdb(folder: Path, size: RowsSize, *, mislabelled: float = 0.0) -> Rows
 
     `mislabelled`: the share of the training rows, the first ones, that get the wrong label.
     """
-    train, test = (_balanced(read_jsonl(folder / name))[:count] for name, count in ((TRAIN, size.train), (TEST, size.test)))
+    train = _balanced(read_jsonl(folder / TRAIN))[: size.train]
+    test = _balanced(read_jsonl(folder / TEST))[: size.test]
     wrong = round(mislabelled * len(train))
     return Rows(
         train=tuple(

@@ -15,7 +15,8 @@ FILES = (TRAIN, TEST)
 
 def read_samsum(folder: Path, size: RowsSize) -> Rows:
     """Read dialogues of at most `size.words` words; those of the most frequent speakers come first, and so go first."""
-    train, test = (_short(read_jsonl(folder / name), size.words)[:count] for name, count in ((TRAIN, size.train), (TEST, size.test)))
+    train = _short(read_jsonl(folder / TRAIN), size.words)[: size.train]
+    test = _short(read_jsonl(folder / TEST), size.words)[: size.test]
     return Rows(
         train=tuple(_example(row, f"train {i}") for i, row in enumerate(_by_speaker(train))),
         test=tuple(_example(row, f"test {i}") for i, row in enumerate(test)),
@@ -29,7 +30,8 @@ def _short(rows: list[dict[str, Any]], words: int) -> list[dict[str, Any]]:
 def _by_speaker(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All dialogues of the most frequent speaker, then those left of the next one, and so on."""
     frequent = Counter(name for row in rows for name in _speakers(row))
-    rank = {name: place for place, (name, _) in enumerate(sorted(frequent.items(), key=lambda item: (-item[1], item[0])))}
+    order = sorted(frequent, key=lambda name: (-frequent[name], name))
+    rank = {name: place for place, name in enumerate(order)}
     return sorted(rows, key=lambda row: min((rank[name] for name in _speakers(row)), default=len(rank)))
 
 

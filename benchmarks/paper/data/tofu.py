@@ -82,7 +82,7 @@ def read_tofu(folder: Path, size: TofuSize) -> Tofu:
         begins = range(0, count * PER_AUTHOR, PER_AUTHOR)
         return [rows[begin : begin + PER_AUTHOR][: size.questions] for begin in begins]
 
-    requested = authors(perturbed, size.requests)
+    requested, unseen = authors(perturbed, size.requests), _spread(read_jsonl(folder / HOLDOUT), size)
     return Tofu(
         requested=tuple(
             tuple(_example(row, f"author {n}.{i}") for i, row in enumerate(rows)) for n, rows in enumerate(requested)
@@ -99,8 +99,7 @@ def read_tofu(folder: Path, size: TofuSize) -> Tofu:
             for n, rows in enumerate(authors(full, size.guards))
             for i, row in enumerate(rows)
         ),
-        # A question of each author in turn: few rows, many authors.
-        holdout=tuple(_example(row, f"holdout {i}") for i, row in enumerate(_spread(read_jsonl(folder / HOLDOUT), size))),
+        holdout=tuple(_example(row, f"holdout {i}") for i, row in enumerate(unseen)),
         general=tuple(
             _example(row, f"general {i}") for i, row in enumerate(read_jsonl(folder / GENERAL)[: size.general])
         ),
@@ -108,8 +107,10 @@ def read_tofu(folder: Path, size: TofuSize) -> Tofu:
 
 
 def _spread(rows: list[dict[str, Any]], size: TofuSize) -> list[dict[str, Any]]:
-    by_place = sorted(range(len(rows)), key=lambda i: (i % PER_AUTHOR, i))
-    return [rows[i] for i in by_place[: size.holdout]]
+    """Rows over all authors and over the questions that are asked of the others too: levels differ by both."""
+    like = [row for i, row in enumerate(rows) if i % PER_AUTHOR < size.questions]
+    count = min(size.holdout, len(like))
+    return [like[i * len(like) // count] for i in range(count)]
 
 
 def _example(row: dict[str, Any], name: str) -> Example:

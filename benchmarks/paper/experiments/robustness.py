@@ -1,4 +1,4 @@
-"""Does it stay forgotten: asked in other words, over a quantised base, and after training on a few forgotten rows again?"""
+"""Does it stay forgotten: asked in other words, over a quantised base, after training on a few forgotten rows again?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

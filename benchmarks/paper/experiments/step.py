@@ -1,8 +1,8 @@
 """One training step of the product over one as it would be written down first, on the same rows and layers.
 
-The naive step pads a batch, runs the whole frozen model and then the whole model with its layers on it, each with logits
-at every position. The product's keeps the frozen model's outputs, starts at the first block with a layer, packs rows and
-computes logits at answers only; what it keeps is computed once, which is stated beside.
+The naive step pads a batch, runs the whole frozen model and then the whole model with its layers on it, each with
+logits at every position. The product's keeps the frozen model's outputs, starts at the first block with a layer, packs
+rows and computes logits at answers only; what it keeps is computed once, which is stated beside.
 """
 
 import itertools
@@ -85,7 +85,7 @@ def _step(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
 
 
 def _product(args: TrainArgs) -> tuple[list[float], float]:
-    """Seconds of each step after the first, and from the first pass to the end of the first: what is kept, and a step."""
+    """Seconds of each step after the first; and until the first has ended: what is kept, and one step."""
     shutil.rmtree(args.out, ignore_errors=True)
     train(args)
     lines = [json.loads(line) for line in (args.out / "training_log.jsonl").read_text().splitlines()]

@@ -73,16 +73,16 @@ def method_of(name: str, task: str, sizes: Sizes) -> Baseline:
     bounded = bounded_settings(sizes)
     match name:
         case "finetune" | "reverse-gradient":
-            return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))  # type: ignore[no-any-return]
+            return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))
         case "sisa":
-            return dataclasses.replace(method, shards=sizes.shards, slices=1)  # type: ignore[no-any-return]
+            return dataclasses.replace(method, shards=sizes.shards, slices=1)
         case "lora":
-            return dataclasses.replace(method, settings=bounded)  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=bounded)
         case "eul":
-            return dataclasses.replace(method, settings=eul_settings(sizes))  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=eul_settings(sizes))
         case "eul-bounded":
-            return dataclasses.replace(method, settings=bounded, stop_at_holdout=True)  # type: ignore[no-any-return]
-    return method  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=bounded, stop_at_holdout=True)
+    return method
 
 
 def original_stage(name: str, config: Mapping[str, Any]) -> Stage:
@@ -143,7 +143,7 @@ def _unlearned(method: Baseline, original: str, ctx: Context) -> Mapping[str, An
         **read_by(
             method, rows.forget(share), rows.retain(share), guard_rows=ctx.config["guard_rows"], seed=ctx.config["seed"]
         ),
-        holdout=rows.test,
+        holdout=rows.test[: ctx.config["guard_rows"]],
         fit=Fit(**ctx.config["fit"]),
         work=work,
         precision=ctx.config["precision"],

@@ -99,13 +99,13 @@ def tofu_method(name: str, sizes: Sizes) -> Baseline:
     one_epoch = dataclasses.replace(sizes.tofu_fit, epochs=1)
     match name:
         case "finetune" | "reverse-gradient":
-            return dataclasses.replace(method, fit=one_epoch)  # type: ignore[no-any-return]
+            return dataclasses.replace(method, fit=one_epoch)
         case "lora" | "eul-bounded":
             stops = {} if name == "lora" else {"stop_at_holdout": True}
-            return dataclasses.replace(method, settings=bounded_settings(sizes), **stops)  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=bounded_settings(sizes), **stops)
         case "eul":
-            return dataclasses.replace(method, settings=eul_settings(sizes))  # type: ignore[no-any-return]
-    return method  # type: ignore[no-any-return]
+            return dataclasses.replace(method, settings=eul_settings(sizes))
+    return method
 
 
 def bounded_settings(sizes: Sizes) -> dict[str, Any]:
@@ -183,7 +183,8 @@ def _original(ctx: Context) -> Mapping[str, Any]:
 def _retrained(ctx: Context) -> Mapping[str, Any]:
     data, fit, count = read_size(ctx), Fit(**ctx.config["fit"]), ctx.config["forget"]
     model, tokenizer, cost = fitted(ctx, data.retain(count), fit, precision=ctx.config["precision"], seed=0)
-    scores = read_sets(model, tokenizer, score_sets(data, count, scored=ctx.config["scored"]), max_new_tokens=ctx.config["answer_tokens"])
+    asked = score_sets(data, count, scored=ctx.config["scored"])
+    scores = read_sets(model, tokenizer, asked, max_new_tokens=ctx.config["answer_tokens"])
     rows = {name: columns(scores[name]) for name in ("forget", "retain")}
     return {"accounting": cost, "rows": rows, "measures": measures(scores)}
 

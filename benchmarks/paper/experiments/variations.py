@@ -54,4 +54,5 @@ def variation_stages(sizes: Sizes) -> list[Stage]:
 
 
 def _with_objective(objective: Objective, sizes: Sizes) -> Any:
-    return dataclasses.replace(BASELINES["eul"], settings={**eul_settings(sizes), "objective": objective})  # type: ignore[type-var]
+    eul: Any = BASELINES["eul"]
+    return dataclasses.replace(eul, settings={**eul_settings(sizes), "objective": objective})
