@@ -93,7 +93,7 @@ FULL = Sizes(
     tofu_seeds=(0, 1, 2),
     sequence=(1, 2, 3, 5, 10, 20),
     sequence_target=1.0,
-    imdb=RowsSize(train=300, test=200, retained=100, words=40),
+    imdb=RowsSize(train=300, test=120, retained=60, words=40),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
     samsum=RowsSize(train=120, test=32, retained=32, words=60),
     samsum_fit=Fit(learning_rate=3e-4, epochs=3, batch_size=8),
