@@ -264,6 +264,12 @@ def cost(results: Path, summary: Result) -> str:
             f"**{ratio['median']:.2f} times** as long (median of {_plural(results)}; least {ratio['min']:.2f}, most "
             f"{ratio['max']:.2f}). What is computed once before, and the first step, take {step['once_seconds']:.1f} s."
         )
+    if (measured := result(results, "precision")) is not None:
+        fit, frozen = (measured[what] for what in ("fit", "frozen"))
+        parts.append(
+            f"{measured['tokens']} tokens of TOFU: full fine-tuning takes {fit['fp32']:.1f} s in fp32 and {fit['bf16']:.1f} s "
+            f"under bf16 autocast, asking a frozen model {frozen['fp32']:.1f} s in fp32 and {frozen['bf16']:.1f} s in bf16."
+        )
     return "\n\n".join(parts)
 
 
