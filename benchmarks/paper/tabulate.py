@@ -267,8 +267,9 @@ def cost(results: Path, summary: Result) -> str:
     if (measured := result(results, "precision")) is not None:
         fit, frozen = (measured[what] for what in ("fit", "frozen"))
         parts.append(
-            f"{measured['tokens']} tokens of TOFU: full fine-tuning takes {fit['fp32']:.1f} s in fp32 and {fit['bf16']:.1f} s "
-            f"under bf16 autocast, asking a frozen model {frozen['fp32']:.1f} s in fp32 and {frozen['bf16']:.1f} s in bf16."
+            f"{measured['tokens']} tokens of TOFU: full fine-tuning takes {fit['fp32']:.1f} s in fp32 and "
+            f"{fit['bf16']:.1f} s under bf16 autocast, asking a frozen model {frozen['fp32']:.1f} s in fp32 and "
+            f"{frozen['bf16']:.1f} s in bf16."
         )
     return "\n\n".join(parts)
 

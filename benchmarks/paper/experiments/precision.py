@@ -44,7 +44,11 @@ def _precision(ctx: Context) -> Mapping[str, Any]:
 
     def reads(precision: Precision) -> Callable[[], None]:
         model = loaded(base, precision)
-        return lambda: read_sets(model, tokenizer, {"rows": rows}, max_new_tokens=NO_ANSWERS) and None
+
+        def run() -> None:
+            read_sets(model, tokenizer, {"rows": rows}, max_new_tokens=NO_ANSWERS)
+
+        return run
 
     found: dict[str, dict[str, float]] = {}
     for what, make in {"fit": fits, "frozen": reads}.items():
