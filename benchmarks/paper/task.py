@@ -14,6 +14,9 @@ a row's completion is then the name of its class (`id2label`)."""
 
 Precision = Literal["fp32", "bf16"]
 
+RECORD_NAME = "unlearned.json"
+"""In a method's folder: `Unlearned.record()`. Where it is, the method has finished."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -128,7 +131,8 @@ class Accounting:
     """What a request cost, measured alike for every method (`benchmarks.paper.baselines.meter`)."""
 
     seconds: float
-    """Wall time from the first pass through a model to the last step's end: no imports, no first load of weights."""
+    """Wall time from the first pass through a model to the end of the method: no imports, no first load of weights, no
+    writing of the result; with what a method loads and writes on the way (SISA between slices)."""
 
     optimizer_steps: int
     """Steps of every optimiser."""
@@ -192,7 +196,7 @@ class Unlearned:
     def written(self, folder: Path) -> Self:
         """Write `record()` to folder/unlearned.json and return self."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "unlearned.json").write_text(json.dumps(self.record(), indent=2) + "\n")
+        (folder / RECORD_NAME).write_text(json.dumps(self.record(), indent=2) + "\n")
         return self
 
 

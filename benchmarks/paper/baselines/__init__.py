@@ -3,12 +3,14 @@
     from benchmarks.paper.baselines import BASELINES
     unlearned = BASELINES["sisa"].run(task, Budget())
 
-A method with other settings: `dataclasses.replace(BASELINES["lora"], targets="all-linear", name="lora-all")`.
+`load_unlearned(task, "sisa")` returns it again in another process. A method with other settings:
+`dataclasses.replace(BASELINES["lora"], targets="all-linear", name="lora-all")`.
 """
 
 from benchmarks.paper.baselines.eul import Eul
 from benchmarks.paper.baselines.finetune import Finetune
 from benchmarks.paper.baselines.fitting import fit_checkpoint
+from benchmarks.paper.baselines.load import load_unlearned
 from benchmarks.paper.baselines.lora import Lora
 from benchmarks.paper.baselines.mend_like import MendLike
 from benchmarks.paper.baselines.original import Original
@@ -42,4 +44,5 @@ __all__ = [
     "ReverseGradient",
     "Sisa",
     "fit_checkpoint",
+    "load_unlearned",
 ]

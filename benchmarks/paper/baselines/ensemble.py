@@ -41,7 +41,8 @@ class Ensemble(nn.Module):
         outs = [member(*args, **inputs, **cache) for member, cache in zip(self.members, caches, strict=True)]
         log_probs = torch.stack([out.logits.float().log_softmax(-1) for out in outs])
         logits = torch.logsumexp(log_probs, 0) - torch.log(torch.tensor(float(len(outs))))
-        cache = None if past_key_values is None else _together([out.past_key_values for out in outs])
+        kept = past_key_values is not None or inputs.get("use_cache", False)
+        cache = _together([out.past_key_values for out in outs]) if kept else None
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
 

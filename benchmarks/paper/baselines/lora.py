@@ -30,10 +30,11 @@ from unlearn_serve.data import Example, read_examples
 from unlearn_serve.layers import find_ffn_modules
 from unlearn_serve.training import Name, TrainArgs
 from unlearn_serve.training.answers import own_answers
-from unlearn_serve.training.callbacks import StopWhenForgotten, TrainingLog
+from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgotten, TrainingLog, progress_bar
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
+from unlearn_serve.training.levels import measure
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
 from unlearn_serve.training.trainer import UnlearnTrainer
 
@@ -146,10 +147,14 @@ def _train(
         form=task.kind,
     )
     args.out.mkdir(parents=True)
+    log = TrainingLog(args.out / LOG_NAME)
+    progress = progress_bar()
+    progress.disable = True
+    own: list[LogSteps | StopWhenForgotten] = [LogSteps(log, progress, steps)]
     stop = None
     if args.forget_target is not None:
         stop = StopWhenForgotten(
-            TrainingLog(args.out / "training_log.jsonl"),
+            log,
             plans,
             plans_per_step=args.gradient_accumulation,
             forget=examples.forget,
@@ -157,6 +162,7 @@ def _train(
             forget_target=args.forget_target,
             retain_tolerance=args.retain_tolerance,
         )
+        own.append(stop)
     trainer = UnlearnTrainer(
         model=model,
         args=_training_arguments(args, steps),
@@ -164,15 +170,16 @@ def _train(
         outputs=outputs,
         objective=args.objective,
         refusals=examples.refusals,
-        callbacks=[within, *([stop] if stop else [])],
+        callbacks=[within, *own],
     )
     trainer.remove_callback(PrinterCallback)
-    if stop is not None:
-        stop.trainer = trainer
+    for callback in own:
+        callback.trainer = trainer
     trainer.train()
     reached = stop.reached if stop else None
-    levels = {f"reached_{name}": value for name, value in reached.as_dict().items()} if reached else {}
-    return {"stopped_early": reached is not None, **levels}
+    levels = reached or measure(outputs, trainer.model_wrapped, examples.forget, examples.retain[: args.check_examples])
+    said = {f"reached_{name}": value for name, value in levels.as_dict().items()}
+    return {"stopped_early": reached is not None, **said}
 
 
 def _training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
@@ -187,7 +194,8 @@ def _training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
         max_grad_norm=args.max_grad_norm,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(args.warmup * steps),
-        logging_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -1,10 +1,10 @@
-"""An editor in MEND's place: MEMIT on the weights that MEND edits, told to erase.
+"""An editor in MEND's place: MEMIT on the last blocks' output maps, told to erase.
 
-MEND (Mitchell et al., ICLR 2022) turns an edit's gradient into a weight update by networks that are meta-trained on
-tens of thousands of edits of the very model to be edited, and anew for every model: at the speed of full training of a
-135M model on two cores (some 115 tokens a second) days, against minutes for every other row of the table. The closest
-published editor without meta-training is MEMIT (Meng et al., ICLR 2023): it too changes the last maps of a few
-feed-forward networks, by a low-rank update, for many edits at once, and holds what other inputs get.
+MEND (Mitchell et al., ICLR 2022) turns an edit's gradient into a weight update by networks that are meta-trained for
+the very model to be edited: with the settings in use and at the speed of full training on two cores, six hours to more
+than a day (docs/baselines.md), against minutes for every other row of the table. The closest published editor without
+meta-training is MEMIT (Meng et al., ICLR 2023): it too gives a few feed-forward networks a low-rank update that carries
+many edits at once and leaves what other inputs get. The blocks are MEND's, the last three.
 
 1.  Values. With h the output of the last edited block L at the positions that predict a forgotten answer's tokens y,
         u* = argmin over |u| <= clamp of  mean over y of -log(1 - p(y | ..., h + |h| u)) + decay mean |u|^2
@@ -16,7 +16,9 @@ feed-forward networks, by a low-rank update, for many edits at once, and holds w
     the least-squares update that gives K its share of R and leaves what retained tokens read.
 """
 
+import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,17 +60,17 @@ class MendLike:
     step_length: float = 0.1
     """Length of the first steps in units of |h|: Adam's learning rate times sqrt(d)."""
 
-    clamp: float = 0.75
-    """Longest u; MEMIT's `clamp_norm_factor`."""
+    clamp: float = 4.0
+    """Longest u; as `decay` what MEMIT has for Llama models in EasyEdit (`clamp_norm_factor`, `v_weight_decay`)."""
 
-    decay: float = 0.5
+    decay: float = 1e-3
     """Weight of |u|^2."""
 
     retain_weight: float = 0.9
     """c in units of f: how many retained tokens count against the edits. MEMIT's 15000 at f = 16384."""
 
-    statistics_rows: int | None = None
-    """Retained rows that C is taken over, the first ones; None: all."""
+    statistics_rows: int = 512
+    """Retained rows, drawn by the seed, that C is taken over at most: tens of thousands of tokens for f = 1536."""
 
     whole_answers: bool = False
     """Erase whole answers even where a row names a gold string within; else only that (as `eul-bounded` does)."""
@@ -86,15 +88,16 @@ class MendLike:
             return [Pass(model, rows[at : at + size], task.kind, pad_id(tokenizer)) for at in starts]
 
         forget = passes(self._forgotten(task, tokenizer, settings))
-        retain = passes(encode_rows(task.retain[: self.statistics_rows], tokenizer, **settings))
+        drawn = random.Random(task.seed).sample(task.retain, min(self.statistics_rows, len(task.retain)))
+        retain = passes(encode_rows(drawn, tokenizer, **settings))
         edited = dict(list(ffn_output_maps(model).items())[-self.blocks :])
         with Meter() as meter:
-            moments = {block: second_moment(model, path, retain) for block, (path, _) in edited.items()}
+            moments = second_moments(model, [path for path, _ in edited.values()], retain)
             targets = [self._values(model, list(edited.values())[-1][0], batch, meter, budget) for batch in forget]
-            for left, (block, (path, linear)) in zip(range(len(edited), 0, -1), edited.items(), strict=True):
+            for left, (path, linear) in zip(range(len(edited), 0, -1), edited.values(), strict=True):
                 last = _block_of(list(edited.values())[-1][0])
                 keys, residuals = self._keys_and_residuals(model, path, last, forget, targets)
-                update = weight_update(keys, residuals / left, moments[block], self.retain_weight * keys.shape[1])
+                update = weight_update(keys, residuals / left, moments[path], self.retain_weight * keys.shape[1])
                 with torch.no_grad():
                     linear.weight += (update.T if isinstance(linear, Conv1D) else update).to(linear.weight)
         save_model(model, tokenizer, folder / "model")
@@ -129,6 +132,8 @@ class MendLike:
         u = torch.zeros_like(h, requires_grad=True)
         adam = torch.optim.Adam([u], lr=self.step_length / h.shape[-1] ** 0.5)
         for _ in range(self.value_steps):
+            if meter.exhausts(budget):
+                break
             with torch.enable_grad(), batch.shifted(model, block, norm * u):
                 loss = unlikelihood(batch.logits(model), batch.labels).mean() + self.decay * u.square().sum(-1).mean()
             adam.zero_grad()
@@ -136,8 +141,6 @@ class MendLike:
             adam.step()
             with torch.no_grad():
                 u *= (self.clamp / u.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-            if meter.exhausts(budget):
-                break
         return (h + norm * u).detach()
 
     @torch.no_grad()
@@ -161,17 +164,19 @@ def unlikelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
-def second_moment(model: nn.Module, path: str, batches: Sequence[Pass]) -> torch.Tensor:
-    """Return C [f, f], fp64: the mean of k k^T over all tokens of the batches, k the input of the map at `path`."""
-    total, count = torch.zeros(()), 0
+def second_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Pass]) -> dict[str, torch.Tensor]:
+    """Return by path C [f, f], fp64: the mean of k k^T over all tokens of the batches, k the input of the map there."""
+    totals = dict.fromkeys(paths, torch.zeros(()))
+    count = 0
     with torch.no_grad():
         for batch in batches:
-            with batch.inputs(model, path, everywhere=True) as read:
+            with ExitStack() as stack:
+                read = {path: stack.enter_context(batch.inputs(model, path, everywhere=True)) for path in paths}
                 batch.logits(model)
-            k = read[0].double()
-            total = total + k.T @ k
-            count += len(k)
-    return total / max(count, 1)
+            for path, (k,) in read.items():
+                totals[path] = totals[path] + k.double().T @ k.double()
+            count += batch.tokens
+    return {path: total / max(count, 1) for path, total in totals.items()}
 
 
 def weight_update(keys: torch.Tensor, residuals: torch.Tensor, moment: torch.Tensor, weight: float) -> torch.Tensor:

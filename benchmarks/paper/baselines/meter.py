@@ -32,11 +32,12 @@ class Meter:
         self._began: float | None = None
         self._ended: float | None = None
         self._peak: int | None = None
+        self._tells_peak = False
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
         """Start to listen; the clock itself starts with the first pass of a model."""
-        _forget_peak_rss()
+        self._tells_peak = _forget_peak_rss()
         self._handles = [
             register_module_forward_pre_hook(self._before_pass),
             register_module_forward_hook(self._after_pass, with_kwargs=True),
@@ -47,7 +48,7 @@ class Meter:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         """Stop the clock."""
         self._ended = time.perf_counter()
-        self._peak = _peak_rss()
+        self._peak = _peak_rss() if self._tells_peak else None
         for handle in self._handles:
             handle.remove()
 
@@ -145,16 +146,16 @@ def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return count
 
 
-def _forget_peak_rss() -> None:
-    """Linux: begin the process's high-water mark anew; elsewhere nothing."""
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
+def _forget_peak_rss() -> bool:
+    """Begin the process's high-water mark anew, and tell whether that was possible: on Linux, where it is allowed."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def _peak_rss() -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+def _peak_rss() -> int:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

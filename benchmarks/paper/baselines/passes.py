@@ -15,7 +15,12 @@ from unlearn_serve.data import IGNORED
 
 
 class Pass:
-    """Rows in one pass, and the positions in it that their labelled tokens are predicted from."""
+    """Rows in one pass, and the positions in it that their labelled tokens are predicted from.
+
+    Attributes:
+        labels: int64 [n], the labelled tokens.
+        tokens: how many tokens there are, without padding.
+    """
 
     def __init__(self, model: nn.Module, rows: Sequence[Weighted], kind: Kind, pad: int) -> None:
         found = collate(rows, kind, pad)
@@ -34,6 +39,7 @@ class Pass:
         self._flat = (torch.arange(len(labels), device=device)[:, None] * width + columns).flatten()[self._chosen]
         real = mask if kind == "seq2seq" else self._inputs["attention_mask"].bool()
         self._real = real.flatten().nonzero()[:, 0]
+        self.tokens = len(self._real)
 
     def logits(self, model: nn.Module) -> torch.Tensor:
         """Run the pass; logits [n, V] that predict the labelled tokens."""

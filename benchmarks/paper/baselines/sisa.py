@@ -36,7 +36,7 @@ from benchmarks.paper.baselines.models import (
     weight_bytes,
 )
 from benchmarks.paper.baselines.rows import encode_rows
-from benchmarks.paper.task import Accounting, Budget, Task, Unlearned
+from benchmarks.paper.task import RECORD_NAME, Accounting, Budget, Task, Unlearned
 from unlearn_serve.data import Example
 
 Slices = Sequence[Sequence[Example]]
@@ -68,6 +68,7 @@ class Sisa:
             ValueError: there are fewer rows than slices.
         """
         folder = task.work / self.name
+        (folder / RECORD_NAME).unlink(missing_ok=True)
         dealt = deal(task.train, shards=self.shards, slices=self.slices, seed=task.seed)
         prepared = self._prepare(task, dealt, folder / "before")
         shutil.rmtree(folder / "after", ignore_errors=True)
