@@ -81,6 +81,7 @@ def _summaries(results: Path) -> Found | None:
 
 def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | None]:
     """Leaving a term out moves a figure up (or down) against the whole objective, at the smallest share."""
+
     def check(results: Path) -> Found | None:
         cut = result(results, f"imdb/ablation/{name}")
         share = None if cut is None else f"{100 * _share(results, name):g}"

@@ -32,8 +32,8 @@ method matches the re-trained model.
 An author a request. RegMean, `cat` and the mean fuse layers that were trained apart, each from the original and guarded
 by the {s.tofu.guards} authors who always stay; the layer that is trained on goes through the requests one after the
 other; re-training begins from the base every time. What stays is the guards and all authors not yet asked to go, of
-whom no layer saw a row. *RegMean, guards once* is no method of the product: the same closed form, with each layer's Gram
-over its forgotten rows alone and the guards' as that of one more parent, a layer that does nothing.
+whom no layer saw a row. *RegMean, guards once* is no method of the product: the same closed form, with each layer's
+Gram over its forgotten rows alone and the guards' as that of one more parent, a layer that does nothing.
 """,
     ),
     "robustness": (

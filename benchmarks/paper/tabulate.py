@@ -74,9 +74,7 @@ def tofu(results: Path) -> str:
             )
             for title, found, seconds in rows
         ]
-        tables.append(
-            f"**{count} author{'s' if int(count) > 1 else ''}**\n\n" + grid(("", *shown, "seconds"), body)
-        )
+        tables.append(f"**{count} author{'s' if int(count) > 1 else ''}**\n\n" + grid(("", *shown, "seconds"), body))
     return "\n\n".join(tables)
 
 
@@ -104,7 +102,7 @@ def sequence(summary: Result) -> str:
 
     return "\n\n".join(
         [
-            "Requests forgotten: every level at most the re-trained model's upper end (in brackets, inside its interval):",
+            "Requests forgotten: every level at most the re-trained model's upper end (in brackets, within its ends):",
             table(lambda one: f"{one['forgotten']} ({one['within_interval']})"),
             "Probability and extraction strength of what was to be forgotten:",
             table(lambda one: f"{one['forget_probability']:.3f} / {one['forget_extraction_strength']:.3f}"),

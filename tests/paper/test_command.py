@@ -9,7 +9,7 @@ from benchmarks.paper.__main__ import main
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # noqa: ANN201
+def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *arguments, "--out", str(tmp_path / "out")])
         main()

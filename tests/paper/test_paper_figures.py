@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.paper.bars import bars
-from benchmarks.paper.experiments.robustness import quantise
 from benchmarks.paper.experiments.judging import judged, mean_interval
+from benchmarks.paper.experiments.robustness import quantise
 from benchmarks.paper.plan import plan
 from benchmarks.paper.render import render
 from benchmarks.paper.sizes import FULL, QUICK

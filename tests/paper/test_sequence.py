@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.paper.experiments.guards_once import fuse_guards_once, nothing, put, write_forget_grams
 from benchmarks.paper.experiments.train_on import train_on
-from benchmarks.paper.measuring import NO_ANSWERS, read_sets
+from benchmarks.paper.measuring import read_sets
 from tests.training.toy import FORGET, RETAIN, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
 from unlearn_serve.format import read_adapter_dir
@@ -49,16 +49,16 @@ def arguments(folder: Path, name: str, out: Path) -> TrainArgs:
     )
 
 
-def base(folder: Path):  # noqa: ANN201  # transformers ships no types
+def base(folder: Path):  # transformers ships no types
     return AutoModelForCausalLM.from_pretrained(folder / "model").eval().requires_grad_(False)
 
 
 def known(folder: Path, model: object) -> dict[str, float]:
-    """The mean probability of each set's answers."""
+    """The share of each set's questions that are answered right."""
     sets = {name: read_examples(folder / f"{name}.jsonl") for name in ("first", "second", "guards")}
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    scores = read_sets(model, tokenizer, sets, max_new_tokens=NO_ANSWERS)
-    return {name: sum(row.probability for row in rows) / len(rows) for name, rows in scores.items()}
+    scores = read_sets(model, tokenizer, sets, max_new_tokens=16)
+    return {name: sum(row.correct for row in rows) / len(rows) for name, rows in scores.items()}
 
 
 def test_a_layer_that_is_trained_on_forgets_the_next_request(toy: Path, tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_a_layer_that_is_trained_on_forgets_the_next_request(toy: Path, tmp_path
     assert how["stopped_early"]
     assert (toy / "first" / "adapter" / "adapter_model.safetensors").read_bytes() == before
     plain, after = known(toy, base(toy)), known(toy, load_adapter(base(toy), tmp_path).eval())
-    assert after["second"] < 0.5 * plain["second"]
-    assert after["first"] < 0.5 * plain["first"]
-    assert after["guards"] > 0.9 * plain["guards"]
+    assert (plain["second"], after["second"]) == (1.0, 0.0)
+    assert (plain["first"], after["first"]) == (1.0, 0.0)
+    assert after["guards"] == plain["guards"]
 
 
 def test_guards_once_forgets_both_and_keeps_the_guards(toy: Path) -> None:
@@ -80,9 +80,9 @@ def test_guards_once_forgets_both_and_keeps_the_guards(toy: Path) -> None:
     model = load_adapter(base(toy), adapters[0]).eval()
     put(model, fuse_guards_once(adapters, guards))
     plain, after = known(toy, base(toy)), known(toy, model)
-    assert after["first"] < 0.7 * plain["first"]
-    assert after["second"] < 0.7 * plain["second"]
-    assert after["guards"] > 0.9 * plain["guards"]
+    assert (plain["first"], after["first"]) == (1.0, 0.0)
+    assert (plain["second"], after["second"]) == (1.0, 0.0)
+    assert after["guards"] == plain["guards"]
 
 
 def test_the_layer_that_does_nothing_starts_where_trained_ones_did(toy: Path) -> None:

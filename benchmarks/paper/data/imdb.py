@@ -81,8 +81,7 @@ def running_text(rows: Sequence[Example]) -> tuple[Example, ...]:
     """The texts alone, for the loss of plain language modelling: prompts without their first word and last line."""
     texts = [str(row.prompt).partition(":")[2].rpartition("\n")[0].strip() for row in rows]
     return tuple(
-        parse_row({"text": text}, source=f"text of {row.id}", line=1)
-        for text, row in zip(texts, rows, strict=True)
+        parse_row({"text": text}, source=f"text of {row.id}", line=1) for text, row in zip(texts, rows, strict=True)
     )
 
 

@@ -1,9 +1,9 @@
 """RegMean with the guards counted once, beside the product's, which counts them with every request.
 
-A layer's Gram holds what it was to forget and what guards it. Fusing N layers then asks N times for the mean of N layers
-on the same guards, which are most of every Gram; and the more requests, the more the result is that mean everywhere. Here
-a layer's Gram holds its forgotten rows alone, and the guards' rows are the Gram of one more parent, the layer that does
-nothing:
+A layer's Gram holds what it was to forget and what guards it. Fusing N layers then asks N times for the mean of N
+layers on the same guards, which are most of every Gram; the more requests, the more the result is that mean everywhere.
+Here a layer's Gram holds its forgotten rows alone, and the guards' rows are the Gram of one more parent, the layer that
+does nothing:
 
     W^T = (G_0 + sum_i F_i)^-1 (G_0 W_0^T + sum_i F_i W_i^T)
 

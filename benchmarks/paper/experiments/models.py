@@ -63,9 +63,7 @@ def fitted(
 ) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
     """Fine-tune the base on rows into the stage's folder "model"; the model, its tokenizer and what it cost."""
     base = base_folder(ctx)
-    model, cost = fit_checkpoint(
-        base, ctx.folder / "model", rows, fit, kind="decoder", seed=seed, precision=precision
-    )
+    model, cost = fit_checkpoint(base, ctx.folder / "model", rows, fit, kind="decoder", seed=seed, precision=precision)
     return model, load_tokenizer(base), asdict(cost)
 
 

@@ -32,6 +32,7 @@ from unlearn_serve.training import NPO, RECIPES, TrainArgs, train
 
 NAME = "step"
 
+
 def step_stages(sizes: Sizes) -> list[Stage]:
     """The one stage."""
     config = {
