@@ -91,7 +91,9 @@ def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | No
         value: Any = cut
         for key in path:
             value = value[key]
-        return (value > whole if higher else value < whole), f"{value:.3g} against {whole:.3g}"
+        factor, unit = (100, " %") if path[-1] == "accuracy" else (1, "")
+        said = f"{factor * value:.3g}{unit} against {factor * whole:.3g}{unit}"
+        return (value > whole if higher else value < whole), said
 
     return check
 

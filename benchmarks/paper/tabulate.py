@@ -10,6 +10,7 @@ from benchmarks.paper import published
 from benchmarks.paper.claims import CLAIMS
 from benchmarks.paper.notes import NOTES
 from benchmarks.paper.sizes import METHODS
+from benchmarks.paper.stages import read_result
 from benchmarks.paper.summary import result, seeds
 
 Result = Mapping[str, Any]
@@ -186,9 +187,10 @@ def _published(task: str, method: str, share: str) -> str:
 
 def ablation(results: Path) -> str:
     found = {name: result(results, f"imdb/ablation/{name}") for name in list(published.ABLATION)[1:]}
-    share = next((path.name.removeprefix("forget") for path in sorted((results / "imdb").glob("forget*"))), None)
-    if share is None or not any(found.values()):
+    made = next((record for name in found if (record := read_result(results, f"imdb/ablation/{name}"))), None)
+    if made is None:
         return ""
+    share = f"{100 * made['config']['share']:g}"
     rows: list[tuple[str, Sequence[Result]]] = [("eul", seeds(results, f"imdb/forget{share}", "eul"))]
     rows += [(name, [one]) for name, one in found.items() if one is not None]
     return grid(

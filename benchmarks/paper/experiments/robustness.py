@@ -36,7 +36,7 @@ def robustness_stages(sizes: Sizes) -> list[Stage]:
         "layers": layers,
         "relearn_rows": list(sizes.relearn_rows),
         "relearn_steps": sizes.relearn_steps,
-        "relearn_rate": 1e-4 if sizes.base != "tiny" else 5e-3,
+        "relearn_rate": 1e-4 if sizes.base != "tiny" else 1e-3,
     }
     inputs = (BASE, ORIGINAL, retrained(count), *layers.values())
     attacks = {"paraphrased": _paraphrased, "quantised": _quantised, "relearned": _relearned}
