@@ -87,7 +87,7 @@ FULL = Sizes(
     eul_learning_rate=5e-4,
     guard_rows=64,
     tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
-    tofu_fit=Fit(learning_rate=4e-4, epochs=6, batch_size=8),
+    tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1, 2),
