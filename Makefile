@@ -41,7 +41,7 @@ bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minu
 # Threads that spin at barriers slow everything as soon as anything else runs.
 PAPER := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.paper
 
-paper: $(READY) ## the paper's experiments and docs/results.md, 4 hours; goes on where it was (make paper FRESH=1: anew)
+paper: $(READY) ## the paper's experiments and docs/results.md, hours; goes on where it was (make paper FRESH=1: anew)
 	$(PAPER) $(if $(FRESH),--fresh)
 
 paper-quick: $(READY) ## every stage of them at toy size on made-up data into out/paper/quick/, minutes
