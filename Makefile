@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo bench bench-quick soak soak-quick kills kernels test test-fast fuzz lint types check format clean
+.PHONY: setup demo bench bench-quick paper paper-quick soak soak-quick kills kernels test test-fast fuzz lint types check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +46,15 @@ soak-quick: $(READY) ## the same for 3 minutes, on servers that do not compile
 
 kills: $(READY) ## kill -9 of each of the server's processes, 30 times, and what is live after each restart
 	$(BIN)/python -m benchmarks.soak kills --runs 30 --eager --out out/kills
+
+# Threads that spin at barriers slow everything as soon as anything else runs.
+PAPER := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.paper
+
+paper: $(READY) ## the paper's experiments and docs/results.md, hours; goes on where it was (make paper FRESH=1: anew)
+	$(PAPER) $(if $(FRESH),--fresh)
+
+paper-quick: $(READY) ## every stage of them at toy size on made-up data into out/paper/quick/, minutes
+	$(PAPER) --quick --fresh
 
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report

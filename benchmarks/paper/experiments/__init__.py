@@ -1,0 +1,1 @@
+"""The experiments: each file makes the stages of one question."""

@@ -1,0 +1,229 @@
+"""A sequence of deletion requests, an author each: what is forgotten, what stays and what each step costs.
+
+Every request gets a layer of its own, trained from the original beside the others with the same guards, and layers are
+fused; or one layer is trained on from request to request; or the model is re-trained without the authors so far.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks.paper.baselines.meter import Meter
+from benchmarks.paper.baselines.models import load_tokenizer, weight_bytes
+from benchmarks.paper.baselines.rows import write_rows
+from benchmarks.paper.data.tofu import FILES, Tofu
+from benchmarks.paper.experiments.guards_once import fuse_guards_once, nothing, put, write_forget_grams
+from benchmarks.paper.experiments.judging import LEVELS, bounds_of, judged, mean
+from benchmarks.paper.experiments.models import BASE, loaded
+from benchmarks.paper.experiments.settings import as_json
+from benchmarks.paper.experiments.tofu import ORIGINAL, bounded_settings, plain, read_size, retrained
+from benchmarks.paper.experiments.train_on import train_on
+from benchmarks.paper.measuring import NO_ANSWERS, columns, read_sets, rounded
+from benchmarks.paper.sizes import Sizes
+from benchmarks.paper.stages import Context, Stage
+from unlearn_serve.data import Example
+from unlearn_serve.format import read_adapter_dir
+from unlearn_serve.fusion import Method, fuse_dirs
+from unlearn_serve.training import RECIPES, TrainArgs, train
+
+GUARDS_ONCE = "regmean-guards-once"
+FUSIONS = ("regmean", GUARDS_ONCE, "cat", "mean")
+SUMMARY = "tofu/sequence/summary"
+
+
+def sequence_stages(sizes: Sizes) -> list[Stage]:
+    """A layer for each request, the layer that is trained on, and each way to answer for the first N requests."""
+    settings = bounded_settings(sizes)
+    shared = {
+        "tofu": as_json(sizes.tofu),
+        "precision": sizes.precision,
+        "settings": as_json(settings),
+        "target": sizes.sequence_target,
+    }
+    numbers = range(1, max(sizes.sequence) + 1)
+    requests = tuple(request(number) for number in numbers)
+    return [
+        *(
+            Stage(
+                name=request(number),
+                run=partial(_request, settings),
+                config={**shared, "request": number},
+                inputs=(BASE, ORIGINAL),
+                data=FILES,
+                minutes=1,
+            )
+            for number in numbers
+        ),
+        *(
+            Stage(
+                name=trained_on(number),
+                run=partial(_trained_on, settings),
+                config={**shared, "request": number, "measured": number in sizes.sequence},
+                inputs=(BASE, ORIGINAL, request(1) if number == 1 else trained_on(number - 1)),
+                data=FILES,
+                minutes=1,
+            )
+            for number in numbers
+        ),
+        *(
+            Stage(
+                name=fused(method),
+                run=partial(_fused, method),
+                config={**shared, "steps": list(sizes.sequence), "method": method},
+                inputs=(BASE, ORIGINAL, *requests),
+                data=FILES,
+                minutes=5,
+            )
+            for method in FUSIONS
+        ),
+        Stage(
+            name=SUMMARY,
+            run=_summary,
+            config={"steps": list(sizes.sequence), "questions": sizes.tofu.questions},
+            inputs=(
+                ORIGINAL,
+                *(name(step) for step in sizes.sequence for name in (retrained, trained_on)),
+                *requests,
+                *map(fused, FUSIONS),
+            ),
+            minutes=0.1,
+        ),
+    ]
+
+
+def request(number: int) -> str:
+    """Name of the stage that trains the layer of one request."""
+    return f"tofu/requests/{number}"
+
+
+def trained_on(number: int) -> str:
+    """Name of the stage that trains the one layer on to this request."""
+    return f"tofu/trained-on/{number}"
+
+
+def fused(method: str) -> str:
+    """Name of the stage that fuses the layers of the first N requests, for every N."""
+    return f"tofu/sequence/{method}"
+
+
+def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainArgs:
+    """The bounded objective on one author, guarded by those who always stay."""
+    first = next(iter(ctx.result(ORIGINAL)["measures"].values()))
+    return RECIPES["npo"].arguments(
+        **{
+            "model": ctx.files(ORIGINAL) / "model",
+            "forget": write_rows(ctx.folder / "forget.jsonl", plain(_rows(ctx, data))),
+            "retain": write_rows(ctx.folder / "retain.jsonl", data.guards),
+            "forget_target": ctx.config["target"] * first["holdout.probability"]["value"],
+            "out": ctx.folder / "adapter",
+            "deletion_ids": (f"author-{ctx.config['request']}",),
+            "dtype": {"fp32": "float32", "bf16": "bfloat16"}[ctx.config["precision"]],
+            "command": ("benchmarks.paper",),
+            **settings,
+        }
+    )
+
+
+def _rows(ctx: Context, data: Tofu) -> tuple[Example, ...]:
+    return data.requested[ctx.config["request"] - 1]
+
+
+def _request(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
+    data, original = read_size(ctx), ctx.files(ORIGINAL) / "model"
+    args = _arguments(ctx, data, settings)
+    with Meter() as meter:
+        adapter = train(args)
+    _remove_rows(ctx.folder)
+    write_forget_grams(loaded(original, ctx.config["precision"]), original, adapter, plain(_rows(ctx, data)))
+    outcome = read_adapter_dir(adapter)[0].provenance.objective
+    size = weight_bytes(adapter)
+    kept = ("reached_", "steps", "stopped", "forget_target")
+    return {
+        "accounting": asdict(meter.accounting(stored_bytes=size, served_bytes=size)),
+        "outcome": {name: value for name, value in outcome.items() if name.startswith(kept)},
+    }
+
+
+def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
+    data, number = read_size(ctx), ctx.config["request"]
+    original, adapter = ctx.files(ORIGINAL) / "model", ctx.folder / "adapter"
+    if number == 1:  # is the first request's own layer
+        shutil.copytree(ctx.files(request(1)) / "adapter", adapter)
+        result: dict[str, Any] = {"accounting": ctx.result(request(1))["accounting"]}
+    else:
+        before = ctx.files(trained_on(number - 1)) / "adapter"
+        args = _arguments(ctx, data, settings)
+        with Meter() as meter:
+            how = train_on(loaded(original, ctx.config["precision"]), before, args)
+        size = weight_bytes(adapter)
+        result = {"accounting": asdict(meter.accounting(stored_bytes=size, served_bytes=size)), "outcome": dict(how)}
+    _remove_rows(ctx.folder)
+    if not ctx.config["measured"]:
+        return result
+    return {**result, **_scored(ctx, data, loaded(original, ctx.config["precision"], adapter), number)}
+
+
+def _fused(method: str, ctx: Context) -> Mapping[str, Any]:
+    data, original, precision = read_size(ctx), ctx.files(ORIGINAL) / "model", ctx.config["precision"]
+    adapters = [ctx.files(request(number)) / "adapter" for number in range(1, max(ctx.config["steps"]) + 1)]
+    began = time.perf_counter()
+    guards = nothing(loaded(original, precision), original, data.guards, adapters[0], seed=0)
+    once = time.perf_counter() - began if method == GUARDS_ONCE else 0.0
+    found: dict[str, Any] = {}
+    for step in ctx.config["steps"]:
+        folder, began = ctx.folder / str(step), time.perf_counter()
+        if step == 1 or method == GUARDS_ONCE:
+            folder = adapters[0]
+        else:
+            fuse_dirs(adapters[:step], folder, cast(Method, method))
+        together = fuse_guards_once(adapters[:step], guards) if method == GUARDS_ONCE and step > 1 else None
+        seconds = time.perf_counter() - began
+        model = loaded(original, precision, folder)
+        if together is not None:
+            put(model, together)
+        size = (folder / "adapter_model.safetensors").stat().st_size
+        found[str(step)] = {"seconds": rounded(seconds), "served_bytes": size, **_scored(ctx, data, model, step)}
+        shutil.rmtree(ctx.folder / str(step), ignore_errors=True)
+    return {"steps": found, "once_seconds": rounded(once)}
+
+
+def _scored(ctx: Context, data: Tofu, model: Any, step: int) -> dict[str, Any]:
+    sets: dict[str, Sequence[Example]] = {"forget": plain(data.forget(step)), "retain": plain(data.retain(step))}
+    tokenizer = load_tokenizer(ctx.files(ORIGINAL) / "model")
+    scores = read_sets(model, tokenizer, sets, max_new_tokens=NO_ANSWERS)
+    return {"rows": {name: {one: columns(rows)[one] for one in LEVELS} for name, rows in scores.items()}}
+
+
+def _summary(ctx: Context) -> Mapping[str, Any]:
+    """By method and step: how many requests are forgotten, what stays, and seconds of the step."""
+    original = ctx.result(ORIGINAL)["rows"]["train"]["probability"]
+    per = ctx.config["questions"]
+    found: dict[str, Any] = {}
+    for step in ctx.config["steps"]:
+        again, on = ctx.result(retrained(step)), ctx.result(trained_on(step))
+        bounds = bounds_of(again["rows"]["forget"], step, per)
+        answers = {
+            "retrained": (again, again["accounting"]["seconds"]),
+            "trained-on": (on, on["accounting"]["seconds"]),
+        }
+        new = ctx.result(request(step))["accounting"]["seconds"]
+        for method in FUSIONS:
+            one = ctx.result(fused(method))["steps"][str(step)]
+            answers[method] = one, new + one["seconds"]  # the new request's layer, and the fusion
+        for name, (record, seconds) in answers.items():
+            kept = mean(record["rows"]["retain"]["probability"]) / mean(original[step * per :])
+            found.setdefault(name, {})[str(step)] = {
+                **judged(record["rows"], bounds, step, per),
+                "retained_over_original": rounded(kept),
+                "seconds": rounded(seconds),
+            }
+    return found
+
+
+def _remove_rows(folder: Path) -> None:
+    for name in ("forget", "retain"):
+        (folder / f"{name}.jsonl").unlink(missing_ok=True)

@@ -1,0 +1,237 @@
+"""TOFU: one original, one model re-trained without each number of authors, and the methods that stand against those."""
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from benchmarks.paper.baselines import BASELINES, Lora
+from benchmarks.paper.baselines.models import load_tokenizer
+from benchmarks.paper.data.tofu import FILES, Tofu, TofuSize, read_tofu
+from benchmarks.paper.experiments.models import BASE, base_folder, fitted
+from benchmarks.paper.experiments.settings import as_json
+from benchmarks.paper.measuring import columns, measures, read_sets, reference
+from benchmarks.paper.sizes import Sizes
+from benchmarks.paper.stages import Context, Stage
+from benchmarks.paper.task import Baseline, Budget, Fit, Task
+from unlearn_serve.data import Example
+
+Rows = tuple[Example, ...]
+
+ORIGINAL = "tofu/original"
+LAYERS = ("eul", "eul-bounded")
+"""Their adapters are kept for other stages."""
+
+FROZEN = ("lora", *LAYERS)
+"""Methods that freeze the model: they hold it in its own precision, and read some of the retained rows only."""
+
+BOUNDED = "eul-bounded"
+"""The product's default: the method with a spread over seeds."""
+
+
+def tofu_stages(sizes: Sizes) -> list[Stage]:
+    """The original, the re-trained models, and every method for each number of forgotten authors."""
+    shared = {
+        "tofu": as_json(sizes.tofu),
+        "fit": as_json(sizes.tofu_fit),
+        "precision": sizes.fit_precision,
+        "answer_tokens": sizes.answer_tokens,
+    }
+    counts = sorted({*sizes.tofu_forget, *sizes.sequence})
+    stages = [
+        Stage(
+            name=ORIGINAL,
+            run=_original,
+            config={**shared, "counts": counts, "scored": max(sizes.tofu_forget)},
+            inputs=(BASE,),
+            data=FILES,
+            minutes=12,
+        ),
+        *(
+            Stage(
+                name=retrained(count),
+                run=_retrained,
+                config={**shared, "forget": count, "scored": max(sizes.tofu_forget)},
+                inputs=(BASE,),
+                data=FILES,
+                minutes=12 * (1 - count / (sizes.tofu.requests + sizes.tofu.guards)),
+            )
+            for count in counts
+        ),
+    ]
+    for count in sizes.tofu_forget:
+        for name in sizes.tofu_methods:
+            method = tofu_method(name, sizes)
+            stages += [
+                Stage(
+                    name=f"tofu/forget{count}/{name}-seed{seed}",
+                    run=partial(_unlearned, method),
+                    config={
+                        **shared,
+                        "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
+                        "guard_rows": sizes.guard_rows,
+                        "forget": count,
+                        "scored": max(sizes.tofu_forget),
+                        "method": name,
+                        "settings": as_json(method),
+                        "seed": seed,
+                    },
+                    inputs=(BASE, ORIGINAL, retrained(count)),
+                    data=FILES,
+                    minutes=2.5,
+                )
+                for seed in (sizes.tofu_seeds if name == BOUNDED else sizes.tofu_seeds[:1])
+            ]
+    return stages
+
+
+def retrained(count: int) -> str:
+    """Name of the stage whose model never saw the first `count` authors."""
+    return f"tofu/retrained{count}"
+
+
+def tofu_method(name: str, sizes: Sizes) -> Baseline:
+    """A method as this experiment sets it."""
+    method: Any = BASELINES[name]
+    one_epoch = dataclasses.replace(sizes.tofu_fit, epochs=1)
+    match name:
+        case "finetune" | "reverse-gradient":
+            return dataclasses.replace(method, fit=one_epoch)
+        case "lora" | "eul-bounded":
+            stops = {} if name == "lora" else {"stop_at_holdout": True}
+            return dataclasses.replace(method, settings=bounded_settings(sizes), **stops)
+        case "eul":
+            return dataclasses.replace(method, settings=eul_settings(sizes))
+    return method
+
+
+def bounded_settings(sizes: Sizes) -> dict[str, Any]:
+    """`TrainArgs` of the bounded objective: rows hold the model's own words, so it need not be asked for them."""
+    return {
+        "rank": sizes.rank,
+        "blocks": sizes.blocks,
+        "max_steps": sizes.steps,
+        "learning_rate": sizes.learning_rate,
+        "own_answers": False,
+        "gold_only": False,
+    }
+
+
+def eul_settings(sizes: Sizes) -> dict[str, Any]:
+    """`TrainArgs` of the paper's objective, beside its recipe."""
+    return {"rank": sizes.rank, "learning_rate": sizes.eul_learning_rate}
+
+
+def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, seed: int) -> dict[str, Rows]:
+    """`Task`'s train, forget and retain: of what stays, methods that freeze the model read `guard_rows` rows."""
+    if method.name in FROZEN and guard_rows < len(retain):
+        retain = tuple(random.Random(seed).sample(retain, guard_rows))
+    return {"train": (*forget, *retain), "forget": forget, "retain": retain}
+
+
+def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
+    """LoRA, told to stop where `eul-bounded` does: at the original's level on the hold-out rows."""
+    if not isinstance(method, Lora):
+        return method
+    level = original["measures"]["holdout.probability"]["value"]
+    return dataclasses.replace(method, settings={**method.settings, "forget_target": level})
+
+
+def score_sets(data: Tofu, count: int, *, scored: int) -> dict[str, Sequence[Example]]:
+    """What is asked of every model; wrong answers only about the first `scored` authors to go, to save passes."""
+    forget = data.forget(count) if count <= scored else plain(data.forget(count))
+    return {"forget": forget, "retain": plain(data.retain(count)), "holdout": data.holdout, "general": data.general}
+
+
+def plain(rows: Sequence[Example]) -> tuple[Example, ...]:
+    """The rows without paraphrased and wrong answers."""
+    return tuple(dataclasses.replace(row, paraphrased_answer=None, perturbed_answers=()) for row in rows)
+
+
+def read_size(ctx: Context) -> Tofu:
+    """The rows that the stage's settings name."""
+    return read_tofu(ctx.data, TofuSize(**ctx.config["tofu"]))
+
+
+def _original(ctx: Context) -> Mapping[str, Any]:
+    data, fit, scored = read_size(ctx), Fit(**ctx.config["fit"]), ctx.config["scored"]
+    model, tokenizer, cost = fitted(ctx, data.train, fit, precision=ctx.config["precision"], seed=0)
+    sets = {
+        "weighed": data.forget(scored),
+        "train": plain(data.train),
+        "holdout": data.holdout,
+        "general": data.general,
+    }
+    scores = read_sets(model, tokenizer, sets, max_new_tokens=ctx.config["answer_tokens"])
+    by_count: dict[str, Any] = {}
+    # What the original knows of what goes and of what stays, for every number of authors: rows are in their order.
+    for count in ctx.config["counts"]:
+        cut = len(data.forget(count))
+        parted = {
+            "forget": scores["weighed" if count <= scored else "train"][:cut],
+            "retain": scores["train"][cut:],
+            **{name: scores[name] for name in ("holdout", "general")},
+        }
+        by_count[str(count)] = measures(parted)
+    rows = {"train": columns(scores["train"]), "weighed": columns(scores["weighed"])}
+    return {"accounting": cost, "rows": rows, "measures": by_count}
+
+
+def _retrained(ctx: Context) -> Mapping[str, Any]:
+    data, fit, count = read_size(ctx), Fit(**ctx.config["fit"]), ctx.config["forget"]
+    model, tokenizer, cost = fitted(ctx, data.retain(count), fit, precision=ctx.config["precision"], seed=0)
+    asked = score_sets(data, count, scored=ctx.config["scored"])
+    scores = read_sets(model, tokenizer, asked, max_new_tokens=ctx.config["answer_tokens"])
+    rows = {name: columns(scores[name]) for name in ("forget", "retain")}
+    return {"accounting": cost, "rows": rows, "measures": measures(scores)}
+
+
+def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
+    data, count = read_size(ctx), ctx.config["forget"]
+    task = Task(
+        name=f"tofu-forget{count}",
+        kind="decoder",
+        base=base_folder(ctx),
+        original=ctx.files(ORIGINAL) / "model",
+        **read_by(
+            method,
+            data.forget(count),
+            data.retain(count),
+            guard_rows=ctx.config["guard_rows"],
+            seed=ctx.config["seed"],
+        ),
+        holdout=data.holdout,
+        fit=Fit(**ctx.config["fit"]),
+        work=ctx.folder,
+        precision=ctx.config["precision"],
+        seed=ctx.config["seed"],
+    )
+    before = {"measures": ctx.result(ORIGINAL)["measures"][str(count)]}
+    unlearned = at_holdout_level(method, before).run(task, Budget())
+    scores = read_sets(
+        unlearned.model,
+        load_tokenizer(task.original),
+        score_sets(data, count, scored=ctx.config["scored"]),
+        max_new_tokens=ctx.config["answer_tokens"],
+    )
+    keep_adapter_only(ctx, method.name)
+    against = reference(ctx.result(retrained(count)))
+    return {
+        "accounting": asdict(unlearned.accounting),
+        "details": as_json(unlearned.details),
+        "rows": {one: columns(scores[one]) for one in ("forget", "retain")},
+        "measures": measures(scores, reference=against),
+    }
+
+
+def keep_adapter_only(ctx: Context, method: str) -> None:
+    """Remove what a method wrote, but for an unlearning adapter, which other stages read."""
+    work = ctx.folder / method
+    if method not in LAYERS:
+        shutil.rmtree(work, ignore_errors=True)
+        return
+    for file in work.glob("*.jsonl"):  # the rows, in plain text
+        file.unlink()

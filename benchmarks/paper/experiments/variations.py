@@ -1,0 +1,58 @@
+"""Two variations of the IMDB table: the paper's objective without one of its terms, and rows with the wrong label."""
+
+import dataclasses
+from typing import Any
+
+from benchmarks.paper.baselines import BASELINES
+from benchmarks.paper.experiments.tables import method_of, method_stage, original_stage, shared_config
+from benchmarks.paper.experiments.tofu import eul_settings
+from benchmarks.paper.sizes import Sizes
+from benchmarks.paper.stages import Stage
+from unlearn_serve.training import EUL, Objective
+
+ABLATIONS: dict[str, Objective] = {
+    "without-kl": dataclasses.replace(EUL, forget_kl=0.0, retain_kl=0.0),
+    "without-task": dataclasses.replace(EUL, retain_task=0.0),
+    "without-lm": dataclasses.replace(EUL, forget_lm=0.0),
+}
+MISLABELLED = ("retrain", "eul", "eul-bounded")
+WRONG = 0.1
+"""Share of the training rows with the wrong label: those are to be forgotten."""
+
+
+def variation_stages(sizes: Sizes) -> list[Stage]:
+    """The ablation at the smallest share, and the experiment on mislabelled rows."""
+    shared = {**shared_config("imdb", sizes), "seed": sizes.seeds[0]}
+    ablation = [
+        method_stage(
+            f"imdb/ablation/{name}",
+            _with_objective(objective, sizes),
+            {**shared, "share": sizes.shares[0]},
+            original="imdb/original",
+            sizes=sizes,
+            minutes=1.5,
+        )
+        for name, objective in ABLATIONS.items()
+    ]
+    wrong = {**shared, "mislabelled": WRONG}
+    original = "imdb/mislabelled/original"
+    return [
+        *ablation,
+        original_stage(original, {**wrong, "shares": [WRONG]}),
+        *(
+            method_stage(
+                f"imdb/mislabelled/{name}",
+                method_of(name, "imdb", sizes),
+                {**wrong, "share": WRONG},
+                original=original,
+                sizes=sizes,
+                minutes=5 if name == "retrain" else 1.5,
+            )
+            for name in MISLABELLED
+        ),
+    ]
+
+
+def _with_objective(objective: Objective, sizes: Sizes) -> Any:
+    eul: Any = BASELINES["eul"]
+    return dataclasses.replace(eul, settings={**eul_settings(sizes), "objective": objective})

@@ -1,0 +1,92 @@
+"""The words of docs/results.md that no figure can write; what stands in braces comes from the run's `Sizes`."""
+
+INTRODUCTION = """
+# Results
+
+The experiments of Chen & Yang, [*Unlearn What You Want to Forget*](https://arxiv.org/abs/2310.20150) (EMNLP 2023),
+and what goes beyond them, on {s.base} and a CPU. This page is written by `make paper` out of
+`benchmarks/results/paper/`; [benchmarks/paper/README.md](../benchmarks/paper/README.md) says what each stage does and
+how to run it. The paper's model is T5-base, its data are many times as many, its machine is a GPU: **compare shapes,
+not figures**. A value with a bracket behind it is the mean over seeds with the least and the most; of a re-trained
+model on TOFU, with the 95 % bootstrap interval over rows.
+"""
+
+SECTIONS = {
+    "tofu": (
+        "TOFU",
+        """
+{s.tofu.questions} questions about each of {authors} fictitious authors, learnt by heart in {s.tofu_fit.epochs} epochs;
+then some authors are to go. The re-trained model, which never saw those, is the gold standard: what was forgotten
+should be as likely as there, neither more (not forgotten) nor less (it shows that something was deleted).
+`EUL-bounded` is the product's default objective and stops at the level of {s.tofu.holdout} answers about other
+authors, whom no model saw; it knows nothing of the re-trained model. LoRA stops there too. EUL is the paper's
+objective with a learning rate of {s.eul_learning_rate:g}, for it takes dozens of steps here and not thousands; it has
+no point to stop at. These three read {s.guard_rows} of the retained rows, all others all of them; fine-tune and reverse
+gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high and privacy leak 0 where a
+method matches the re-trained model.
+""",
+    ),
+    "sequence": (
+        "A sequence of deletion requests",
+        """
+An author a request. RegMean, `cat` and the mean fuse layers that were trained apart, each from the original and guarded
+by the {s.tofu.guards} authors who always stay; the layer that is trained on goes through the requests one after the
+other; re-training begins from the base every time. What stays is the guards and all authors not yet asked to go, of
+whom no layer saw a row. *RegMean, guards once* is no method of the product: the same closed form, with each layer's
+Gram over its forgotten rows alone and the guards' as that of one more parent, a layer that does nothing.
+""",
+    ),
+    "robustness": (
+        "Does it stay forgotten",
+        """
+Probability and extraction strength of what was forgotten / probability of the guards, after {most} authors. Rephrased:
+TOFU's own paraphrases, which no training saw. Quantised: the base's linear maps rounded to int8 and int4 (symmetric, to
+nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too, trained for
+{s.relearn_steps} steps on so many of the forgotten rows, then asked about the others.
+""",
+    ),
+    "imdb": (
+        "IMDB: sentiment",
+        """
+{s.imdb.train} reviews, cut to {s.imdb.words} words; test on {s.imdb.test}. Accuracy: the right label is likelier than
+the wrong one. Forgotten rows are the first ones of the sample (the paper: reviews that name an entity); at the smaller
+shares they are so few that their accuracy moves in large steps. The LM loss is that of the forgotten reviews as running
+text, per token. Fine-tune and reverse gradient take one epoch; SISA has {s.shards} shards of one slice.
+Published: test / retained / forgot / LM loss / seconds.
+""",
+    ),
+    "samsum": (
+        "SAMSum: summaries",
+        """
+{s.samsum.train} dialogues of at most {s.samsum.words} words; ROUGE-1/2/L (F1) of greedy summaries on {s.samsum.test}
+test and {s.samsum.retained} retained rows. Dialogues of the most frequent speakers go first: the paper too chooses them
+by who speaks. Published: test, retained, forgot, LM loss, seconds.
+""",
+    ),
+    "ablation": (
+        "Ablation of the paper's objective",
+        "IMDB at the smallest share. Published: test / retained / forgot / LM loss at 0.5 %.",
+    ),
+    "mislabelled": (
+        "Mislabelled rows",
+        """
+A tenth of the IMDB rows has the wrong label and is to be forgotten. *Forgot* is the accuracy on the wrong labels: low
+where they had no effect or were unlearned.
+""",
+    ),
+    "membership": (
+        "Membership inference",
+        """
+AUC of attacks that tell forgotten rows from rows that no training saw; 0.5 is ideal, below it the forgotten rows stand
+out by being too unlikely. The paper gives the accuracy of an attack.
+""",
+    ),
+    "cost": ("Cost", "Seconds of re-training over seconds of unlearning, whatever it computes first included."),
+    "shape": (
+        "Does the shape agree",
+        "What the paper concludes from its tables, in the paper's figures and in ours.",
+    ),
+}
+
+NOTES: dict[str, str] = {}
+"""By claim (`claims.CLAIMS`), why ours does not agree; written after the results were read."""

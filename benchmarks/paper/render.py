@@ -1,0 +1,73 @@
+"""docs/results.md and its plots, out of the result files alone."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper import tabulate
+from benchmarks.paper.bars import bars
+from benchmarks.paper.notes import INTRODUCTION, SECTIONS
+from benchmarks.paper.pictures import draw
+from benchmarks.paper.sizes import Sizes
+from benchmarks.paper.summary import write_summary
+
+Result = Mapping[str, Any]
+
+
+def render(results: Path, page: Path, sizes: Sizes) -> str:
+    """Write summary.json, the plots beside it and the page; returns the bars as text."""
+    summary = write_summary(results)
+    pictures = {path.stem: os.path.relpath(path, page.parent) for path in draw(results, summary)}
+    parts = [
+        _worded(INTRODUCTION, sizes),
+        _bars(summary),
+        _section(sizes, "tofu", tabulate.tofu(results), pictures.get("tofu")),
+        _section(sizes, "sequence", tabulate.sequence(summary), pictures.get("sequence")),
+        _section(sizes, "robustness", tabulate.robustness(results), pictures.get("robustness")),
+        _section(sizes, "imdb", tabulate.table(results, "imdb")),
+        _section(sizes, "samsum", tabulate.table(results, "samsum")),
+        _section(sizes, "ablation", tabulate.ablation(results)),
+        _section(sizes, "mislabelled", tabulate.mislabelled(results)),
+        _section(sizes, "membership", tabulate.membership(results)),
+        _section(sizes, "cost", tabulate.cost(results, summary)),
+        _section(sizes, "shape", tabulate.claims(results)),
+        _made(results),
+    ]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+    return "\n".join(f"{bar.what:58} {bar.asked:42} {bar.found:>8}  {bar.verdict}" for bar in bars(summary))
+
+
+def _section(sizes: Sizes, name: str, body: str, picture: str | None = None) -> str:
+    if not body:
+        return ""
+    title, text = SECTIONS[name]
+    shown = f"\n\n![{title}]({picture})" if picture else ""
+    return f"## {title}\n\n{_worded(text, sizes)}{shown}\n\n{body}"
+
+
+def _worded(text: str, sizes: Sizes) -> str:
+    authors = sizes.tofu.requests + sizes.tofu.guards
+    return text.strip().format(s=sizes, authors=authors, most=max(sizes.tofu_forget))
+
+
+def _bars(summary: Result) -> str:
+    rows = [(one.what, one.asked, one.found, one.verdict) for one in bars(summary)]
+    return tabulate.grid(("bar", "asked for", "found", ""), rows)
+
+
+def _made(results: Path) -> str:
+    records = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json")) if path.name != "summary.json"]
+    if not records:
+        return ""
+    machines = sorted({f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in records})
+    versions = records[-1]["versions"]
+    total = sum(one["seconds"] for one in records)
+    return (
+        "## How it was made\n\n"
+        f"`make paper`: {len(records)} stages, {total / 60:.0f} minutes in all, on {'; '.join(machines)}; "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Each file of "
+        "`benchmarks/results/paper/` names its settings, machine, commit and time."
+    )

@@ -1,0 +1,134 @@
+"""How large each experiment is: the full one, cut to four hours on two cores, and the toy one for a quick run."""
+
+from dataclasses import dataclass, field
+
+from benchmarks.paper.data.imdb import RowsSize
+from benchmarks.paper.data.tofu import TofuSize
+from benchmarks.paper.experiments.models import Base
+from benchmarks.paper.task import Fit, Precision
+
+METHODS = ("retrain", "finetune", "sisa", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded")
+"""By their names in `BASELINES`; the original has a stage of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """All that differs between a full and a quick run."""
+
+    base: Base
+    precision: Precision
+    """Of frozen models; full fine-tuning then computes under autocast."""
+
+    fit_precision: Precision
+    """Of full fine-tuning."""
+
+    rank: int
+    """Of unlearning layers and LoRA."""
+
+    blocks: tuple[int, ...] | None = None
+    """Where unlearning layers sit; None: the upper half."""
+
+    steps: int
+    """Optimiser steps of the bounded objective at most."""
+
+    learning_rate: float
+    """Of the bounded objective."""
+
+    eul_learning_rate: float
+    """Of the paper's objective: its own is for thousands of steps, and here there are a few dozen."""
+
+    guard_rows: int
+    """Retained rows that the methods with layers read, drawn by the seed: as many as it takes, not all there are."""
+
+    tofu: TofuSize
+    tofu_fit: Fit
+    tofu_forget: tuple[int, ...]
+    """Authors that the tables take out."""
+
+    tofu_methods: tuple[str, ...]
+    tofu_seeds: tuple[int, ...]
+    """Of `eul-bounded`; the models it starts from have one."""
+
+    sequence: tuple[int, ...]
+    """After how many requests a sequence is measured."""
+
+    sequence_target: float
+    """The level that layers of a sequence stop at, in units of the original's on the hold-out rows."""
+
+    imdb: RowsSize
+    imdb_fit: Fit
+    samsum: RowsSize
+    samsum_fit: Fit
+    shares: tuple[float, ...]
+    """Of the training rows to forget."""
+
+    shards: int
+    """SISA's; each has one slice: fewer passes and fewer checkpoints."""
+
+    step_rounds: tuple[int, int]
+    """Rounds that time a training step, and timed steps in each."""
+
+    relearn_rows: tuple[int, ...]
+    relearn_steps: int
+    answer_tokens: int
+    """Of a greedy answer at most."""
+
+    seeds: tuple[int, ...] = field(default=(0,))
+    """Of `eul-bounded` on IMDB and SAMSum."""
+
+
+FULL = Sizes(
+    base="SmolLM2-135M-Instruct",
+    precision="bf16",
+    fit_precision="bf16",
+    rank=48,  # twenty side by side are 960 of the 1024 that the format allows
+    steps=60,
+    learning_rate=3e-4,
+    eul_learning_rate=5e-4,
+    guard_rows=64,
+    tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
+    tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
+    tofu_forget=(1, 2, 4),
+    tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_seeds=(0, 1, 2),
+    sequence=(1, 2, 3, 5, 10, 20),
+    sequence_target=1.0,
+    imdb=RowsSize(train=300, test=120, retained=60, words=30),
+    imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
+    samsum=RowsSize(train=200, test=32, retained=32, words=50),
+    samsum_fit=Fit(learning_rate=3e-4, epochs=2, batch_size=8),
+    shares=(0.005, 0.01, 0.1),
+    shards=4,
+    step_rounds=(3, 6),
+    relearn_rows=(2, 5, 10),
+    relearn_steps=10,
+    answer_tokens=32,
+)
+
+QUICK = Sizes(
+    base="tiny",
+    precision="fp32",
+    fit_precision="fp32",
+    rank=8,
+    steps=12,
+    learning_rate=5e-2,
+    eul_learning_rate=5e-2,
+    guard_rows=8,
+    tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),
+    tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
+    tofu_forget=(1, 2),
+    tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_seeds=(0, 1),
+    sequence=(1, 2, 3),
+    sequence_target=1.0,
+    imdb=RowsSize(train=20, test=8, retained=8, words=30),
+    imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
+    samsum=RowsSize(train=20, test=4, retained=4, words=30),
+    samsum_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
+    shares=(0.05, 0.1),
+    shards=2,
+    step_rounds=(1, 2),
+    relearn_rows=(1, 2),
+    relearn_steps=2,
+    answer_tokens=8,
+)
