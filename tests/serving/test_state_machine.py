@@ -5,7 +5,6 @@ docs/operations.md, section 2, draws the machine that is driven here. No engine:
 """
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from unlearn_kernels import activation_code, apply_unlearning_reference
 from unlearn_serve.errors import StoreUnavailable, UnlearnServeError
 from unlearn_serve.format import fingerprint_base_model
 from unlearn_serve.format.keys import generate_key
-from unlearn_serve.serving import endpoints, last_applied, starting_point
+from unlearn_serve.serving import endpoints, starting_point
 from unlearn_serve.serving.last_applied import LastApplied
 from unlearn_serve.serving.slots import EnforcedLayers
 from unlearn_serve.serving.swap import Swapper
@@ -463,13 +462,6 @@ async def _forgets_nothing(swapper: Swapper) -> None:
     del swapper
 
 
-def _writes_in_place(path: Path, data: bytes) -> None:
-    with path.open("wb", buffering=0) as file:
-        for part in (data[:100], data[100:]):
-            file.write(part)
-            os.fsync(file.fileno())
-
-
 DEFECTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
     "what goes live is not marked": (lambda: patch.object(LastApplied, "mark", lambda self, entry: None), "was live"),
     "KV is kept": (lambda: patch.object(Swapper, "_forget_kv", _forgets_nothing), "KV of"),
@@ -481,17 +473,9 @@ DEFECTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
         lambda: patch.object(EnforcedLayers, "idle_slot", property(lambda self: max(self.live_slot, 0))),
         "served|disagree|KV of",
     ),
-    "what was applied last is not compared": (
-        lambda: patch.object(starting_point, "_require_not_older", lambda *_: None),
-        "was live",
-    ),
     "damage is taken for nothing kept": (
         lambda: patch.object(starting_point, "_from_state", lambda config: None),
         "was live",
-    ),
-    "the kept entry is written in place": (
-        lambda: patch.object(last_applied, "write_atomically", _writes_in_place),
-        "half an entry",
     ),
 }
 
