@@ -147,7 +147,7 @@ def vllm_config_of(model: str, settings: dict[str, Any]) -> Any:
     """What the product reads of a VllmConfig."""
     return SimpleNamespace(
         additional_config={"unlearn": {"max_rank": MAX_RANK, **settings}},
-        model_config=SimpleNamespace(model=model),
+        model_config=SimpleNamespace(model=model, multimodal_config=None, enable_prompt_embeds=False),
         parallel_config=SimpleNamespace(data_parallel_size=1, enable_dbo=False),
         compilation_config=SimpleNamespace(mode=None),
         kv_transfer_config=None,
