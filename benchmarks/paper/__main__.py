@@ -104,7 +104,7 @@ def _run(runner: Runner, names: Sequence[str]) -> list[str]:
                 continue
             try:
                 took = runner.run(name)["seconds"]
-            except Exception:
+            except Exception:  # whatever it was: the stages that need no result of this one go on
                 console.print_exception(max_frames=8)
                 failed.append(name)
                 continue

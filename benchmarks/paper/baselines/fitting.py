@@ -7,6 +7,7 @@ with w_i = 1 for a row to learn and -1 for one to climb away from.
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from benchmarks.paper.baselines.meter import Meter, WithinBudget
 from benchmarks.paper.baselines.models import (
     classes_of,
+    fresh_folder,
     load_model,
     load_tokenizer,
     pad_id,
@@ -25,7 +27,7 @@ from benchmarks.paper.baselines.models import (
     weight_bytes,
 )
 from benchmarks.paper.baselines.rows import Weighted, aligned_logits, collate, encode_rows, row_losses
-from benchmarks.paper.task import Accounting, Budget, Fit, Kind, Precision
+from benchmarks.paper.task import Accounting, Budget, Fit, Kind, Precision, Task, Unlearned
 from unlearn_serve.data import Example
 
 
@@ -176,3 +178,49 @@ def fit_checkpoint(
     model.requires_grad_(False)
     size = weight_bytes(out)
     return model, meter.accounting(stored_bytes=size, served_bytes=size)
+
+
+def run_fit(
+    task: Task,
+    budget: Budget,
+    *,
+    method: str,
+    start: Path,
+    fit: Fit | None,
+    unlearn: Sequence[Example] = (),
+    classes: dict[str, int] | None = None,
+) -> Unlearned:
+    """Run a method that is one call of `fit_checkpoint` on the retained rows; see `Baseline.run`.
+
+    Args:
+        task: the task.
+        budget: caps.
+        method: name of the method, and so of its folder.
+        start: see `fit_checkpoint`.
+        fit: see there; None: the task's.
+        unlearn: see there.
+        classes: see there.
+    """
+    out = fresh_folder(task, method)
+    fit = fit or task.fit
+    model, accounting = fit_checkpoint(
+        start,
+        out / "model",
+        task.retain,
+        fit,
+        kind=task.kind,
+        unlearn=unlearn,
+        seed=task.seed,
+        precision=task.precision,
+        max_length=task.max_length,
+        classes=classes,
+        budget=budget,
+    )
+    found = Unlearned(
+        method=method,
+        model=model,
+        accounting=accounting,
+        checkpoint=out / "model",
+        details={"fit": asdict(fit), "rows": len(task.retain) + len(unlearn)},
+    )
+    return found.written(out)

@@ -3,10 +3,9 @@
 Liu, Liu & Stone, "Continual Learning and Private Unlearning", CoLLAs 2022; a baseline of Chen & Yang, EMNLP 2023.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from benchmarks.paper.baselines.fitting import fit_checkpoint
-from benchmarks.paper.baselines.models import fresh_folder
+from benchmarks.paper.baselines.fitting import run_fit
 from benchmarks.paper.task import Budget, Fit, Task, Unlearned
 
 
@@ -24,25 +23,4 @@ class ReverseGradient:
 
     def run(self, task: Task, budget: Budget) -> Unlearned:
         """Train the original on all rows, signs by set; see `Baseline.run`."""
-        out = fresh_folder(task, self.name)
-        fit = self.fit or task.fit
-        model, accounting = fit_checkpoint(
-            task.original,
-            out / "model",
-            task.retain,
-            fit,
-            kind=task.kind,
-            unlearn=task.forget,
-            seed=task.seed,
-            precision=task.precision,
-            max_length=task.max_length,
-            budget=budget,
-        )
-        found = Unlearned(
-            method=self.name,
-            model=model,
-            accounting=accounting,
-            checkpoint=out / "model",
-            details={"fit": asdict(fit), "rows": len(task.train)},
-        )
-        return found.written(out)
+        return run_fit(task, budget, method=self.name, start=task.original, fit=self.fit, unlearn=task.forget)
