@@ -4,14 +4,14 @@ import asyncio
 import os
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearn_serve.errors import ChannelConflict, StoreUnavailable, SwapError, UnlearnServeError
-from unlearn_serve.serving.admitted import REFUSALS, require_admin
+from unlearn_serve.serving.admitted import admin_router
 from unlearn_serve.serving.app_state import STATE
 from unlearn_serve.serving.config import SwapMode
-from unlearn_serve.serving.error_answer import FormKeepingRoute, documented
+from unlearn_serve.serving.error_answer import documented
 from unlearn_serve.serving.follower import Follower
 
 
@@ -21,13 +21,7 @@ def follower_of(request: Request) -> Follower:
     return follower
 
 
-router = APIRouter(
-    prefix="/v1/unlearning",
-    tags=["unlearning"],
-    dependencies=[Depends(require_admin)],
-    responses=REFUSALS,
-    route_class=FormKeepingRoute,
-)
+router = admin_router()
 
 
 class RollbackRequest(BaseModel):

@@ -2,21 +2,15 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi import Depends, HTTPException, Path, Request
 
 from unlearn_serve.errors import UnlearnServeError
-from unlearn_serve.serving.admitted import REFUSALS, require_admin
+from unlearn_serve.serving.admitted import admin_router
 from unlearn_serve.serving.app_state import ROUTES, STATE
-from unlearn_serve.serving.error_answer import FormKeepingRoute, documented
+from unlearn_serve.serving.error_answer import documented
 from unlearn_serve.serving.routes import Routes, status_of
 
-router = APIRouter(
-    prefix="/v1/unlearning",
-    tags=["unlearning"],
-    dependencies=[Depends(require_admin)],
-    responses=REFUSALS,
-    route_class=FormKeepingRoute,
-)
+router = admin_router()
 
 
 def routes_of(request: Request) -> Routes:
