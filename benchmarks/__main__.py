@@ -2,13 +2,13 @@
 
 import argparse
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import bars, growth, latency, plots, serving, swap
+from benchmarks.clock import clocked
 from benchmarks.inputs import Inputs
 from benchmarks.load import CELLS
 from benchmarks.results import RESULTS
@@ -35,7 +35,7 @@ def main() -> None:
             runs.unlink()
         shutil.rmtree(out / "logs", ignore_errors=True)
     disable_progress_bar()
-    say = _clocked()
+    say = clocked()
     for part in given.parts or (QUICK_PARTS if given.quick else PARTS):
         _run(part, given, out, results, say)
 
@@ -64,16 +64,6 @@ def _run(part: str, given: argparse.Namespace, out: Path, results: Path, say: Ca
         say(f"drew {', '.join(map(str, plots.draw(results)))}")
     else:
         print(bars.report(results))
-
-
-def _clocked() -> Callable[[str], None]:
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - began), 60)
-        print(f"{minutes:3}:{seconds:02} {line}", flush=True)
-
-    return say
 
 
 if __name__ == "__main__":

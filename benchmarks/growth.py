@@ -126,16 +126,13 @@ def _planned(axis: Axis, log: RunLog, rounds: int) -> Planned:
 def _on_one_server(planned: Planned, inputs: Inputs, log: RunLog, client: Client, *, logs: Path, say: Say) -> None:
     releases = {value: inputs.release(SEED, ids=value) for value in COVERED.values}
     inputs.promote(releases[COVERED.values[0]], "growth")
-    server = Server(ServerSpec(name="growth", arguments=lambda: unlearn(inputs, "growth")), logs=logs)
-    try:
-        server.wait_ready()
+    spec = ServerSpec(name="growth", arguments=lambda: unlearn(inputs, "growth"))
+    with Server(spec, logs=logs) as server:
         for turn, (round_, value) in enumerate(planned):
             inputs.promote(releases[value], "growth")
             server.wait_live(releases[value])
             figures = client.run(server, [NAME], CELL, seed=log.session * 1000 + turn)
             _note(COVERED, value, round_, figures, log, say)
-    finally:
-        server.stop()
 
 
 def _on_a_server_each(planned: Planned, inputs: Inputs, log: RunLog, client: Client, *, logs: Path, say: Say) -> None:
@@ -143,12 +140,8 @@ def _on_a_server_each(planned: Planned, inputs: Inputs, log: RunLog, client: Cli
     for turn, (round_, value) in enumerate(planned):
         arguments = unlearn(inputs, "growth", "--routes", str(value))
         models = route_names(inputs, value)
-        server = Server(ServerSpec(name=f"routes-{value}", arguments=lambda given=arguments: given), logs=logs)
-        try:
-            server.wait_ready()
+        with Server(ServerSpec(name=f"routes-{value}", arguments=lambda given=arguments: given), logs=logs) as server:
             figures = client.run(server, models, CELL, seed=log.session * 1000 + 500 + turn)
-        finally:
-            server.stop()
         _note(RESIDENT, value, round_, figures, log, say)
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
@@ -40,7 +41,7 @@ class ServerSpec:
 
 
 class Server(Measured):
-    """A server that is being started; `wait_ready` before anything is asked of it."""
+    """A server that is being started; `wait_ready` before anything is asked of it, or use it as a context manager."""
 
     def __init__(self, spec: ServerSpec, *, logs: Path, port: int | None = None) -> None:
         self.spec = spec
@@ -66,6 +67,20 @@ class Server(Measured):
                 pass
             time.sleep(0.25)
         raise BenchmarkError(f"{self.name}: not ready after {START_SECONDS:.0f} s; see {self.log}")
+
+    def __enter__(self) -> Self:
+        """Wait until it is ready."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def admin(self, path: str) -> dict[str, Any]:
         """GET /v1/unlearning/`path`."""

@@ -158,12 +158,8 @@ def _alone(
         finally:
             peer.stop()
         return
-    server = Server(server_specs(inputs)[name], logs=logs)
-    try:
-        server.wait_ready()
+    with Server(server_specs(inputs)[name], logs=logs) as server:
         yield lambda variant, cell, seed: client.run(server, variant.models, cell, seed=seed)
-    finally:
-        server.stop()
 
 
 def _key(cell: Cell) -> str:

@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.clock import clocked
 from benchmarks.soak import kills, run
 from benchmarks.soak.defects import DEFECTS
 from benchmarks.soak.report import shown
@@ -29,23 +28,13 @@ def main() -> None:
     disable_progress_bar()
     flags = ("--enforce-eager",) if given.eager else ()
     setting = Setting(out=given.out.absolute(), flags=flags, defect=given.defect)
-    say = _clocked()
+    say = clocked()
     if given.what == "run":
         bars = run.run(setting, minutes=given.minutes, afresh=given.afresh, seed=given.seed, say=say).bars()
     else:
         bars = kills.run(setting, runs=given.runs, afresh=given.afresh, seed=given.seed, say=say).bars()
     print(shown(bars))
     sys.exit(any(bar.verdict != "ok" for bar in bars))
-
-
-def _clocked() -> Callable[[str], None]:
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - began), 60)
-        print(f"{minutes:3}:{seconds:02} {line}", flush=True)
-
-    return say
 
 
 if __name__ == "__main__":
