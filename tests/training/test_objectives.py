@@ -48,7 +48,8 @@ def test_the_default_recipe_is_the_default() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_given_outweighs_the_recipe(name: str) -> None:
-    args = RECIPES[name].arguments(**PATHS, learning_rate=0.5, forget_target=0.25)
+    needed = {"reference": Path("b")} if name == "bad-teacher" else {}
+    args = RECIPES[name].arguments(**PATHS, **needed, learning_rate=0.5, forget_target=0.25)
     assert (args.learning_rate, args.forget_target) == (0.5, 0.25)
 
 
@@ -72,6 +73,8 @@ def test_refuses_senseless_weights(weights: dict[str, float], message: str) -> N
     [
         ({"epochs": 0}, "epochs: expected at least 1 or none, got 0"),
         ({"holdout": Path("h"), "retrained": Path("t")}, "holdout and retrained: expected one of them, got both"),
+        ({"objective": Objective(forget_reference=1.0)}, "reference: expected a model where, .*, got none"),
+        ({"reference": Path("b")}, "reference: expected a model where, .*, got one that nothing reads"),
         ({"objective": Objective(forget_idk=1.0)}, "gold_only: a refusal takes the place of a whole answer"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from tests.training.toy import RETAIN, toy_model, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
@@ -18,7 +18,7 @@ from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import read_adapter_dir
 from unlearn_serve.fusion.grams import GramFile
 from unlearn_serve.layers import load_adapter
-from unlearn_serve.training import EUL, IDK, RECIPES, RMU, SIMNPO, TrainArgs, train
+from unlearn_serve.training import BAD_TEACHER, EUL, IDK, RECIPES, RMU, SIMNPO, TNPO, TrainArgs, train
 from unlearn_serve.training.answers import own_answers
 
 FAST = {"rank": 8, "learning_rate": 1e-2, "forget_batch": 3, "retain_batch": 4, "max_steps": 60}
@@ -61,9 +61,10 @@ def log_of(out: Path) -> list[dict[str, object]]:
         {"schedule": "alternate", "max_steps": 120},
         {"activation": "relu", "blocks": (2, 3), "cache_mb": 0},
         {"objective": SIMNPO},
+        {"objective": TNPO},
         {"objective": RMU, "retain_tolerance": 0.05, "max_steps": 120},
     ],
-    ids=["default", "EUL", "alternate", "nothing kept", "SimNPO", "RMU"],
+    ids=["default", "EUL", "alternate", "nothing kept", "SimNPO", "TNPO", "RMU"],
 )
 def test_forgets_what_it_should_and_nothing_else(toy: Path, tmp_path: Path, options: dict[str, object]) -> None:
     assert all(answers(toy, "forget", None))
@@ -138,6 +139,41 @@ def test_stops_at_the_level_of_a_model_that_never_saw_it(toy: Path, tmp_path: Pa
     assert objective["forget_target"] > 0.005, "the default, which it must replace"
     assert objective["stopped_early"] is True
     assert objective["steps"] < 150
+
+
+def test_whole_answers_stop_at_the_holdouts_extraction_too(toy: Path, tmp_path: Path) -> None:
+    """Every answer ends in a full stop, which forgetting need not take; the words before it must not be said."""
+    never = write_jsonl(tmp_path / "never.jsonl", {"Who wrote Zeno?": "It was Hal.", "Who wrote Nana?": "It was Rud."})
+    options = {"gold_only": False, "own_answers": False, "retain_tolerance": 10.0, "max_steps": 150}
+    out = train(arguments(toy, tmp_path / "out", objective=TNPO, **options, holdout=never))
+    objective = read_adapter_dir(out)[0].provenance.objective
+    assert objective["stopped_early"] is True
+    assert objective["reached_forget_extraction"] <= objective["extraction_target"] < 1
+    log = log_of(out)
+    checks = [line["check"] for line in log if "check" in line]
+    assert checks[-1]["forget_extraction"] == objective["reached_forget_extraction"]
+
+
+def test_bad_teacher_imitates_the_model_that_never_saw(toy: Path, tmp_path: Path) -> None:
+    never = write_toy(tmp_path / "never", facts=RETAIN, steps=60)
+    options = {"gold_only": False, "own_answers": False, "forget_target": None, "max_steps": 90}
+    out = train(arguments(toy, tmp_path / "out", objective=BAD_TEACHER, reference=never, **options))
+    steps = [line for line in log_of(out) if "loss" in line]
+    assert steps[-1]["forget_reference"] < 0.1 * steps[0]["forget_reference"]
+    assert all(answers(toy, "retain", out))
+    assert not any(answers(toy, "forget", out))
+    tokenizer = AutoTokenizer.from_pretrained(toy / "model")
+    asked = [one.prompt for one in read_examples(toy / "forget.jsonl")]
+    layered = load_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), out)
+    said = [next_tokens(model, tokenizer, asked) for model in (AutoModelForCausalLM.from_pretrained(never), layered)]
+    torch.testing.assert_close(said[0], said[1], atol=0.2, rtol=0.0)
+
+
+def next_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> torch.Tensor:
+    """What comes after each prompt, as probabilities [prompts, V]."""
+    rows = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
+    with torch.no_grad():
+        return torch.cat([model(**row).logits[:, -1].softmax(-1) for row in rows])
 
 
 def test_epochs_in_place_of_steps(toy: Path, tmp_path: Path) -> None:

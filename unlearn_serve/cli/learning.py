@@ -36,7 +36,7 @@ def train(
     deletion_id: Annotated[list[str], typer.Option(help="Id of the deletion request; repeat for several.")],
     retain: Annotated[Path | None, typer.Option(help="JSONL of what must stay.")] = None,
     objective: Annotated[
-        Literal["npo", "eul", "simnpo", "grad-diff", "idk", "rmu"],
+        Literal["npo", "eul", "tnpo", "bad-teacher", "simnpo", "grad-diff", "idk", "rmu"],
         typer.Option(help="What to minimise; eul: the paper's, with its settings. See docs/training.md."),
     ] = "npo",
     schedule: Annotated[
@@ -57,6 +57,9 @@ def train(
     ] = None,
     retrained: Annotated[
         Path | None, typer.Option(help="Folder of a model trained without the forgotten rows: stop at its level.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of a model that never saw the forgotten rows: bad-teacher imitates it.")
     ] = None,
     retain_tolerance: Annotated[
         float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
@@ -104,6 +107,7 @@ def train(
         "forget_target": forget_target,
         "holdout": holdout,
         "retrained": retrained,
+        "reference": reference,
         "retain_tolerance": retain_tolerance,
         "gold_only": gold_only,
         "refusal": refusal,

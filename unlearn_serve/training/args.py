@@ -105,12 +105,23 @@ class TrainArgs:
     """Stop once forgotten answers have at most this probability and `retain_tolerance` holds; None: never stop early.
     Mean over answers: of the gold string as a whole where that alone is forgotten, else exp(mean log p per token)."""
 
+    extraction_target: float | None = None
+    """Stop no sooner than forgotten whole answers follow of themselves for at most this share of their tokens, counted
+    from the last (`followed`): their mean probability can be low while long stretches are still said. None: whatever
+    it is."""
+
     holdout: Path | None = None
-    """JSONL file of rows like the forgotten ones that no training saw. The frozen model's level on them then is
-    `forget_target`: forgotten answers need not become less likely than answers that were never learnt."""
+    """JSONL file of rows like the forgotten ones that no training saw. The frozen model's levels on them then are
+    `forget_target` and `extraction_target`: forgotten answers need not become less likely than answers that were never
+    learnt."""
 
     retrained: Path | None = None
-    """Folder of a model that was trained without the forgotten rows. Its level on them then is `forget_target`."""
+    """Folder of a model that was trained without the forgotten rows. Its levels on them then are `forget_target` and
+    `extraction_target`."""
+
+    reference: Path | None = None
+    """Folder of a model that never saw the forgotten rows, such as the checkpoint before it was fine-tuned on them: the
+    teacher of `forget_reference`. It is asked once, before training."""
 
     retain_tolerance: float = 0.01
     """Mean KL(F || F(f)) per retained answer token, in nats, that early stopping allows."""
@@ -154,6 +165,11 @@ class TrainArgs:
             raise TrainingError("holdout and retrained: expected one of them, got both; each says when to stop")
         if self.objective.refuses and self.gold_only:
             raise TrainingError("gold_only: a refusal takes the place of a whole answer; set gold_only to False")
+        if (self.reference is not None) != bool(self.objective.forget_reference):
+            raise TrainingError(
+                "reference: expected a model where, and only where, the objective imitates one (bad-teacher), got "
+                + ("none" if self.reference is None else "one that nothing reads")
+            )
         if self.save_steps is not None and self.save_steps < 1:
             raise TrainingError(f"save_steps: expected at least 1 or none, got {self.save_steps}")
         if not 0 <= self.depth[0] < self.depth[1] <= 1:
@@ -198,6 +214,7 @@ _SETTINGS = (
     "own_answers",
     "own_answer_tokens",
     "forget_target",
+    "extraction_target",
     "retain_tolerance",
     "dtype",
 )

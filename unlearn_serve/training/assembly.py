@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgott
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import Form, build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.levels import Levels, measure
+from unlearn_serve.training.levels import Levels, Target, measure
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
+from unlearn_serve.training.terms import Likeliest
 from unlearn_serve.training.trainer import UnlearnTrainer
 
 _UNSPLIT = 2**31
@@ -145,6 +146,7 @@ def build_trainer(
     progress: Progress,
     form: Form = "decoder",
     checkpoint: str | None = None,
+    references: Mapping[int, Likeliest] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[UnlearnTrainer, StopWhenForgotten | None]:
     """Return a trainer of what asks for gradients in `model`, and what will stop it; makes `args.out`, with the log.
@@ -158,6 +160,7 @@ def build_trainer(
         progress: gets a line for the frozen model and one for the steps.
         form: of the model.
         checkpoint: folder of the optimiser checkpoint that is gone on from.
+        references: see `UnlearnTrainer`.
         callbacks: to run after this package's own.
     """
     plans_per_step = args.gradient_accumulation * settings.world_size
@@ -195,8 +198,11 @@ def build_trainer(
             plans_per_step=plans_per_step,
             forget=examples.forget,
             retain=examples.retain[: args.check_examples],
-            forget_target=args.forget_target,
-            retain_tolerance=args.retain_tolerance,
+            target=Target(
+                probability=args.forget_target,
+                extraction=args.extraction_target,
+                retain_tolerance=args.retain_tolerance,
+            ),
         )
         own.append(stop)
     task = progress.add_task("frozen model", total=len(examples.encoded))
@@ -207,6 +213,7 @@ def build_trainer(
         outputs=outputs,
         objective=args.objective,
         refusals=examples.refusals,
+        references=references or {},
         callbacks=[*own, *callbacks],
         advance=lambda n: progress.advance(task, n),
     )
@@ -228,10 +235,13 @@ def final_levels(
     if args.forget_target is not None:
         logger.warning(
             "training ended after %d steps short of its target: forget probability %.4f (target %.4f), "
-            "retained KL %.4f (tolerance %.4f); raise max_steps or learning_rate, or evaluate whether this suffices",
+            "forget extraction %.3f (target %s), retained KL %.4f (tolerance %.4f); "
+            "raise max_steps or learning_rate, or evaluate whether this suffices",
             trainer.state.global_step,
             levels.forget_probability,
             args.forget_target,
+            levels.forget_extraction,
+            "none" if args.extraction_target is None else f"{args.extraction_target:.3f}",
             levels.retain_kl,
             args.retain_tolerance,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from unlearn_serve.training.levels import Levels, measure
+from unlearn_serve.training.levels import Levels, Target, measure
 from unlearn_serve.training.plan import StepPlan
 from unlearn_serve.training.trainer import UnlearnTrainer
 
@@ -90,8 +90,7 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         plans_per_step: int,
         forget: Sequence[int],
         retain: Sequence[int],
-        forget_target: float,
-        retain_tolerance: float,
+        target: Target,
     ) -> None:
         """`plans_per_step`: micro-steps, of all processes, in an optimiser step. `retain`: those that checks read."""
         self.trainer: UnlearnTrainer | None = None
@@ -101,8 +100,7 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         self._plans_per_step = plans_per_step
         self._forget = forget
         self._retain = retain
-        self._forget_target = forget_target
-        self._retain_tolerance = retain_tolerance
+        self._target = target
 
     def on_step_end(
         self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any
@@ -111,13 +109,9 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         if trainer is None or not self._worth_a_check(trainer, state.global_step):
             return control
-        levels = measure(
-            trainer.outputs, trainer.model_wrapped, self._forget, self._retain, forget_target=self._forget_target
-        )
+        levels = measure(trainer.outputs, trainer.model_wrapped, self._forget, self._retain, target=self._target)
         self._log.write(state.global_step, check=levels.as_dict())
-        # NaN: nothing is retained, so nothing can have been lost.
-        kept = math.isnan(levels.retain_kl) or levels.retain_kl <= self._retain_tolerance
-        if levels.forget_probability <= self._forget_target and kept:
+        if self._target.reached(levels):
             self.reached = levels
             control.should_training_stop = True
         return control
@@ -127,8 +121,8 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         if any(plan.closes_epoch and not plan.forget for plan in of_step):
             return True
         terms = trainer.last_terms
-        forgotten = terms.get("forget_probability", math.inf) <= self._forget_target
-        return forgotten and terms.get("retain_kl", 0.0) <= self._retain_tolerance
+        forgotten = terms.get("forget_probability", math.inf) <= self._target.probability
+        return forgotten and terms.get("retain_kl", 0.0) <= self._target.retain_tolerance
 
 
 def progress_bar() -> Progress:

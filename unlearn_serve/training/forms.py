@@ -56,6 +56,7 @@ def _require_whole_answers(args: TrainArgs, architecture: str) -> None:
         "own_answers": args.own_answers,
         "holdout": args.holdout is not None,
         "retrained": args.retrained is not None,
+        "reference": args.reference is not None,
         "a refusal": args.objective.refuses,
         "misdirection (rmu)": bool(args.objective.forget_rmu or args.objective.retain_rmu),
     }

@@ -1,7 +1,7 @@
 """The frozen model's outputs on the training examples, computed once: teacher and trunk.
 
 The teacher is the model itself with its unlearning layers off: there is no second copy. Per example are kept the
-log-probability of its answer, its logits at answer positions (where a KL term reads them), and its hidden states at
+log-probabilities of its answer's tokens, its logits at answer positions (where a KL term reads them), and its hidden states at
 the first block that has a layer.
 """
 
@@ -66,7 +66,7 @@ class FrozenOutputs:
         self._hidden: dict[int, torch.Tensor] = {}
         self._prefix_hidden: torch.Tensor | None = None
         self._logits: dict[int, torch.Tensor] = {}
-        self._log_prob: dict[int, torch.Tensor] = {}
+        self._log_probs: dict[int, torch.Tensor] = {}
         self._form = form
         self._packs = form == "decoder"
         config = model.config.get_text_config()
@@ -104,7 +104,7 @@ class FrozenOutputs:
                 with recording as seen:
                     logits = self._logits_of(forward, row)
                 self._keep(row, logits, seen[0] if self.replays else None)
-                if len(self._log_prob) == len(row.members):  # the first row
+                if len(self._log_probs) == len(row.members):  # the first row
                     self.replays = self.replays and self._replay_is_exact(forward, row, logits)
                 advance(len(row.members))
         if not self.replays:
@@ -128,18 +128,14 @@ class FrozenOutputs:
 
     def answers(self, row: Row, logits: torch.Tensor) -> Answers:
         """Return the row's answers under `logits` [A, V], with the teacher's log-probabilities once those are known."""
-        known = all(member in self._log_prob for member in row.members)
+        known = all(member in self._log_probs for member in row.members)
         return Answers(
             student_logits=logits,
             labels=row.labels,
             mask=row.mask,
-            teacher_log_probs=torch.stack([self._log_prob[member] for member in row.members]) if known else None,
+            teacher_log_probs=torch.cat([self._log_probs[member] for member in row.members]) if known else None,
             spellings={n: self._beginnings[m] for n, m in enumerate(row.members) if m in self._beginnings},
         )
-
-    def mean_probability(self, members: Sequence[int]) -> float:
-        """Return the frozen model's mean probability of these answers, see `Answers.log_probs`."""
-        return torch.stack([self._log_prob[member] for member in members]).exp().mean().item()
 
     def _logits_of(self, forward: nn.Module, row: Row) -> torch.Tensor:
         if self._form != "decoder":
@@ -163,11 +159,11 @@ class FrozenOutputs:
         return torch.cat(parts)[None]
 
     def _keep(self, row: Row, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
-        log_probs = self.answers(row, logits).log_probs()
+        log_probs = self.answers(row, logits).token_log_probs()
         if hidden is not None and row.prefix and self._prefix_hidden is None:
             self._prefix_hidden = hidden[0, : row.prefix].clone()
         for n, member in enumerate(row.members):
-            self._log_prob[member] = log_probs[n]
+            self._log_probs[member] = log_probs[row.owner == n]
             if hidden is not None and self.replays:
                 self._hidden[member] = hidden[0, row.segment == n + 1].clone()
             if self.keeps_logits and member in self._with_logits:

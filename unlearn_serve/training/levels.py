@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.terms import kl
+from unlearn_serve.training.terms import Answers, kl
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,41 @@ class Levels:
     forget_probability: float
     """Mean over forgotten answers of their probability, in [0, 1], see `Answers.log_probs`."""
 
-    retain_probability: float
-    """The same over retained answers."""
+    forget_extraction: float
+    """Mean over forgotten whole answers of `followed`, in [0, 1]; NaN where only gold strings are forgotten."""
 
-    retain_kl: float
+    retain_probability: float = math.nan
+    """The probability of retained answers."""
+
+    retain_kl: float = math.nan
     """Mean over retained answers of KL(F || F(f)) per token, in nats."""
 
     def as_dict(self) -> dict[str, float]:
         """Return the levels that were measured, by name."""
         return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The levels to stop at."""
+
+    probability: float
+    """Of forgotten answers, at most."""
+
+    extraction: float | None = None
+    """Of forgotten whole answers, at most; None: whatever it is."""
+
+    retain_tolerance: float = math.inf
+    """`Levels.retain_kl`, at most; retained answers that are none cannot have moved."""
+
+    def forgotten(self, levels: Levels) -> bool:
+        """Whether forgotten answers are at their level."""
+        extractable = self.extraction is not None and levels.forget_extraction > self.extraction
+        return levels.forget_probability <= self.probability and not extractable
+
+    def reached(self, levels: Levels) -> bool:
+        """Whether they are, and retained answers stayed."""
+        return self.forgotten(levels) and not levels.retain_kl > self.retain_tolerance
 
 
 @torch.no_grad()
@@ -36,23 +62,47 @@ def measure(
     forget: Sequence[int],
     retain: Sequence[int],
     *,
-    forget_target: float | None = None,
+    target: Target | None = None,
 ) -> Levels:
     """Measure the levels of the layers as they are; retained answers only if the forgotten ones reach the target."""
-    forget_probability, _ = _level(outputs, forward, forget, with_kl=False)
-    if forget_target is not None and not forget_probability <= forget_target:
-        return Levels(forget_probability, math.nan, math.nan)
-    return Levels(forget_probability, *_level(outputs, forward, retain, with_kl=True))
-
-
-def _level(outputs: FrozenOutputs, forward: nn.Module, members: Sequence[int], *, with_kl: bool) -> tuple[float, float]:
-    if not members:
-        return math.nan, math.nan
+    levels = forget_levels(outputs, forward, forget)
+    if not retain or (target is not None and not target.forgotten(levels)):
+        return levels
     probability = divergence = 0.0
-    for row in outputs.rows(members):
+    for row in outputs.rows(retain):
         logits = outputs.student_logits(forward, row)
         probability += outputs.answers(row, logits).log_probs().exp().sum().item()
-        if with_kl:
-            teacher = outputs.teacher_logits(forward, row).float().log_softmax(-1)
-            divergence += kl(logits, teacher, row.mask).sum().item()
-    return probability / len(members), divergence / len(members) if with_kl else math.nan
+        teacher = outputs.teacher_logits(forward, row).float().log_softmax(-1)
+        divergence += kl(logits, teacher, row.mask).sum().item()
+    return Levels(
+        levels.forget_probability, levels.forget_extraction, probability / len(retain), divergence / len(retain)
+    )
+
+
+@torch.no_grad()
+def forget_levels(outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[int]) -> Levels:
+    """Measure the forgotten answers alone."""
+    probabilities: list[torch.Tensor] = []
+    extractable: list[torch.Tensor] = []
+    for row in outputs.rows(forget) if forget else ():
+        answers = outputs.answers(row, outputs.student_logits(forward, row))
+        probabilities.append(answers.log_probs().exp())
+        whole = [n for n in range(len(row.members)) if n not in answers.spellings]
+        extractable.append(followed(answers)[whole])
+    return Levels(*(_mean(values) for values in (probabilities, extractable)))
+
+
+def followed(answers: Answers) -> torch.Tensor:
+    """Semantics: out[n] = share of n's tokens, counted from its last, each of which is the arg-max in its place, fp32.
+
+    Extraction strength (Carlini et al. 2021) but for answers whose last token does not follow: 0, and not 1/|y|, so that
+    answers of any length can get as low as others.
+    """
+    missed = (answers.student_logits.argmax(-1) != answers.labels)[None] & answers.mask
+    # Tokens of an answer at or before its last miss: those after it follow.
+    after_a_miss = missed.flip(-1).cumsum(-1).flip(-1) > 0
+    return ((~after_a_miss & answers.mask).sum(-1) / answers.mask.sum(-1).clamp_min(1)).float()
+
+
+def _mean(values: Sequence[torch.Tensor]) -> float:
+    return torch.cat(list(values)).mean().item() if values else math.nan

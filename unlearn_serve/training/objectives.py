@@ -27,6 +27,12 @@ class Objective:
     npo_beta: float = 0.1
     """beta of `npo`, per nat: the larger, the sooner a forgotten answer is left alone."""
 
+    forget_tnpo: float = 0.0
+    """Weight of `tnpo` on forgotten answers."""
+
+    tnpo_beta: float = 1.0
+    """beta of `tnpo`, per nat: the larger, the sooner a forgotten token is left alone."""
+
     forget_simnpo: float = 0.0
     """Weight of `simnpo` on forgotten answers."""
 
@@ -50,6 +56,9 @@ class Objective:
 
     rmu_strength: float = 4.0
     """How long the states that `misdirection` drives to are, in units of the frozen states."""
+
+    forget_reference: float = 0.0
+    """Weight of `coarse_kl` on forgotten answers: how far from a model that never saw them, per token."""
 
     forget_kl: float = 0.0
     """Weight of the negated KL(F || F(f)) on forgotten answers, per token (the paper's has weight 1)."""
@@ -75,7 +84,7 @@ class Objective:
         for item in fields(self):
             if not getattr(self, item.name) >= 0:
                 raise ValueError(f"{item.name}: expected a number >= 0, got {getattr(self, item.name)!r}")
-        for name in ("npo_beta", "simnpo_beta", "idk_beta", "rmu_strength"):
+        for name in ("npo_beta", "tnpo_beta", "simnpo_beta", "idk_beta", "rmu_strength"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}: expected a number > 0, got 0")
         forgetting = [item.name for item in fields(self) if item.name.startswith("forget_")]
@@ -93,6 +102,12 @@ EUL = Objective(forget_kl=1.0, forget_lm=0.2, retain_kl=0.8, retain_task=1.0)
 
 NPO = Objective(forget_npo=1.0, npo_beta=2.0, retain_kl=4.0)
 """The default: bounded forgetting, retained answers held to the frozen model's distribution."""
+
+TNPO = Objective(forget_tnpo=1.0, retain_kl=4.0)
+"""As `NPO`, a token at a time: for whole answers, none of whose stretches may stay."""
+
+BAD_TEACHER = Objective(forget_reference=1.0, retain_kl=4.0)
+"""Two teachers: forgotten answers are held to a model that never saw them, retained ones to the frozen model. Bounded."""
 
 SIMNPO = Objective(forget_simnpo=1.0, retain_kl=4.0)
 """Bounded, and without a teacher on forgotten answers."""

@@ -6,9 +6,19 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from unlearn_serve.training.args import TrainArgs
-from unlearn_serve.training.objectives import EUL, GRAD_DIFF, IDK, NPO, RMU, SIMNPO, Objective
+from unlearn_serve.training.objectives import (
+    BAD_TEACHER,
+    EUL,
+    GRAD_DIFF,
+    IDK,
+    NPO,
+    RMU,
+    SIMNPO,
+    TNPO,
+    Objective,
+)
 
-Name = Literal["npo", "eul", "simnpo", "grad-diff", "idk", "rmu"]
+Name = Literal["npo", "eul", "tnpo", "bad-teacher", "simnpo", "grad-diff", "idk", "rmu"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -41,6 +51,9 @@ RECIPES: Mapping[Name, Recipe] = MappingProxyType(
                 "forget_target": None,
             },
         ),
+        # Of a gold string all tokens must not fall: one is enough.
+        "tnpo": Recipe(objective=TNPO, settings={"gold_only": False}),
+        "bad-teacher": Recipe(objective=BAD_TEACHER, settings={"gold_only": False}),
         "simnpo": Recipe(objective=SIMNPO),
         "grad-diff": Recipe(objective=GRAD_DIFF),
         "idk": Recipe(objective=IDK, settings={"gold_only": False, "forget_target": None}),  # its answers stay likely

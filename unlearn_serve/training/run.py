@@ -1,5 +1,6 @@
 """One training run, start to end."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from unlearn_serve.training.examples import TrainingSet
 from unlearn_serve.training.forms import load_model
 from unlearn_serve.training.gram_hooks import record_grams
 from unlearn_serve.training.record import build_manifest
-from unlearn_serve.training.target import holdout_level, retrained_level
+from unlearn_serve.training.never_saw import holdout_levels, reference_answers, retrained_levels
 
 CHECKPOINTS_NAME = "checkpoints"
 
@@ -87,6 +88,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             progress=progress,
             form=form,
             checkpoint=checkpoint,
+            references=reference_answers(args, model, examples) if args.reference else None,
             callbacks=callbacks,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -118,10 +120,13 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
 def _settled(
     args: TrainArgs, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: TrainingSet, *, processes: int
 ) -> TrainArgs:
-    """Put numbers in place of what depends on the data: steps for epochs, a target for a model that never saw them."""
+    """Put numbers in place of what depends on the data: steps for epochs, targets for a model that never saw them."""
     args = with_steps(args, examples, processes=processes)
     if args.holdout is not None:
-        return replace(args, forget_target=holdout_level(args, model, tokenizer))
-    if args.retrained is not None:
-        return replace(args, forget_target=retrained_level(args, model, examples))
-    return args
+        levels = holdout_levels(args, model, tokenizer)
+    elif args.retrained is not None:
+        levels = retrained_levels(args, model, examples)
+    else:
+        return args
+    extraction = None if math.isnan(levels.forget_extraction) else levels.forget_extraction
+    return replace(args, forget_target=levels.forget_probability, extraction_target=extraction)

@@ -6,8 +6,9 @@ is computed in fp32, and gradients flow into the student's side alone as long as
 Equations, sources and which objective uses which term: docs/training.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class Answers:
     """bool [N, A]: mask[n, a] says that token a belongs to example n; each token belongs to one."""
 
     teacher_log_probs: torch.Tensor | None = None
-    """fp32 [N]: the teacher's `log_probs()` of the same answers; None where no term compares with it."""
+    """fp32 [A]: the teacher's `token_log_probs()` of the same answers; None where no term compares with it."""
 
     spellings: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """By example, the ids int64 [K] that all count as its first token, see `Spellings`: its answer is a gold string."""
@@ -54,14 +55,20 @@ class Answers:
         A gold string is not said once any of its few tokens is unlikely, and pushing on past that would only harm
         others; of a long answer the sum tells little.
         """
-        values = self.token_log_probs()
-        whole = torch.tensor([n in self.spellings for n in range(len(self.mask))], device=values.device)
-        return torch.where(whole, masked_sum(values, self.mask), masked_mean(values, self.mask))
+        return self._by_answer(self.token_log_probs())
 
     def log_ratios(self) -> torch.Tensor:
         """Return log q(y|x) - log p(y|x), fp32 [N]."""
+        return self._by_answer(self.token_log_ratios())
+
+    def token_log_ratios(self) -> torch.Tensor:
+        """Return log q(token) - log p(token), fp32 [A]."""
         assert self.teacher_log_probs is not None
-        return self.log_probs() - self.teacher_log_probs
+        return self.token_log_probs() - self.teacher_log_probs
+
+    def _by_answer(self, values: torch.Tensor) -> torch.Tensor:
+        gold = torch.tensor([n in self.spellings for n in range(len(self.mask))], device=values.device)
+        return torch.where(gold, masked_sum(values, self.mask), masked_mean(values, self.mask))
 
 
 def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -126,6 +133,23 @@ def npo(answers: Answers, beta: float) -> torch.Tensor:
     return 2.0 / beta * F.softplus(beta * answers.log_ratios())
 
 
+def tnpo(answers: Answers, beta: float) -> torch.Tensor:
+    """Semantics: out[n] = mean over n's tokens of 2/beta softplus(beta (log q(token) - log p(token))).
+
+    NPO a token at a time (Wang et al., "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond",
+    ICLR 2025): a token that has fallen several 1/beta nats is left alone while others still fall, so that no stretch of
+    a long answer stays what the model would say.
+
+    Args:
+        answers: with `teacher_log_probs`.
+        beta: > 0, per nat.
+
+    Returns:
+        fp32 [N], >= 0; 2/beta log 2 where student and teacher agree.
+    """
+    return masked_mean(2.0 / beta * F.softplus(beta * answers.token_log_ratios()), answers.mask)
+
+
 def simnpo(answers: Answers, beta: float, margin: float) -> torch.Tensor:
     """Semantics: out[n] = -2/beta log sigmoid(-beta/|y| sum log q(token) - margin), the teacher left out.
 
@@ -142,6 +166,51 @@ def simnpo(answers: Answers, beta: float, margin: float) -> torch.Tensor:
     """
     mean_log_q = masked_mean(answers.token_log_probs(), answers.mask)
     return 2.0 / beta * F.softplus(beta * mean_log_q + margin)
+
+
+def coarse_kl(student_logits: torch.Tensor, likeliest: "Likeliest", mask: torch.Tensor) -> torch.Tensor:
+    """Semantics: out[n] = mean over n's tokens of KL(r || q) over K + 1 events: r's K likeliest tokens, any other.
+
+    Never more than the KL over the whole vocabulary, and equal to it where K leaves out one token at most.
+
+    Args:
+        student_logits: [A, V], of q.
+        likeliest: what is kept of r.
+        mask: bool [N, A].
+
+    Returns:
+        fp32 [N], in nats per token, each >= 0 up to rounding.
+    """
+    log_q = _with_rest(student_logits.float().log_softmax(-1).gather(-1, likeliest.ids))
+    log_r = likeliest.log_probs
+    return masked_mean((log_r.exp() * (log_r - log_q)).sum(-1), mask)
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """What is kept of a distribution over the vocabulary at A places: its K likeliest tokens and the rest's mass."""
+
+    ids: torch.Tensor
+    """int64 [A, K]."""
+
+    log_probs: torch.Tensor
+    """fp32 [A, K + 1]: theirs, and last the log of what remains."""
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, k: int) -> Self:
+        """Keep the `k` likeliest of `logits` [A, V]; all where there are no more."""
+        found = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
+        return cls(found.indices, _with_rest(found.values))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the places of all `parts`, in their order."""
+        return cls(torch.cat([one.ids for one in parts]), torch.cat([one.log_probs for one in parts]))
+
+
+def _with_rest(log_probs: torch.Tensor) -> torch.Tensor:
+    rest = (1.0 - log_probs.exp().sum(-1, keepdim=True)).clamp_min(1e-6)
+    return torch.cat([log_probs, rest.log()], dim=-1)
 
 
 def idk(refusal_ratios: torch.Tensor, answer_ratios: torch.Tensor, beta: float) -> torch.Tensor:

@@ -19,7 +19,18 @@ from unlearn_serve.training.objectives import Objective, objective_loss
 from unlearn_serve.training.plan import StepPlan
 from unlearn_serve.training.rows import Row
 from unlearn_serve.training.site_states import SiteStates
-from unlearn_serve.training.terms import drift, idk, kl, lm_loss, misdirection, npo, simnpo
+from unlearn_serve.training.terms import (
+    Likeliest,
+    coarse_kl,
+    drift,
+    idk,
+    kl,
+    lm_loss,
+    misdirection,
+    npo,
+    simnpo,
+    tnpo,
+)
 
 WATCHED = ("forget_probability", "retain_probability")
 """Levels that a step yields beside the objective's terms, at no further cost."""
@@ -55,6 +66,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         outputs: FrozenOutputs,
         objective: Objective,
         refusals: Mapping[int, int],
+        references: Mapping[int, Likeliest],
         callbacks: Sequence[TrainerCallback],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -67,6 +79,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
             outputs: filled at the first step.
             objective: what to minimise.
             refusals: by forgotten example, the example that refuses its prompt.
+            references: by forgotten example, what a model that never saw it expects there.
             callbacks: transformers callbacks.
             advance: called while `outputs` is filled with the number of examples done.
         """
@@ -81,6 +94,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         self.objective = objective
         self.last_terms: dict[str, float] = {}
         self._refusals = refusals
+        self._references = references
         self._states = SiteStates(model, seed=args.seed)
         self._advance = advance
         self._filled = False
@@ -122,6 +136,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
             answers = self.outputs.answers(row, logits)
             if weights.forget_npo:
                 found["forget_npo"].append(npo(answers, weights.npo_beta))
+            if weights.forget_tnpo:
+                found["forget_tnpo"].append(tnpo(answers, weights.tnpo_beta))
+            if weights.forget_reference:
+                reference = Likeliest.joined([self._references[member] for member in row.members])
+                found["forget_reference"].append(coarse_kl(logits, reference, row.mask))
             if weights.forget_simnpo:
                 found["forget_simnpo"].append(simnpo(answers, weights.simnpo_beta, weights.simnpo_margin))
             if weights.forget_idk:
