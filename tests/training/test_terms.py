@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unlearn_serve.training.levels import followed
+from unlearn_serve.training.levels import extraction_strengths
 from unlearn_serve.training.objectives import Objective, objective_loss
 from unlearn_serve.training.terms import (
     Answers,
@@ -123,7 +123,9 @@ def test_tnpo_leaves_a_fallen_token_alone_while_its_neighbour_still_falls() -> N
     log_q = torch.tensor([-9.0, -0.1], requires_grad=True)
     logits = torch.stack([log_q, torch.log1p(-log_q.exp())], dim=-1)
     both = torch.tensor([[True, True]])
-    one = Answers(student_logits=logits, labels=torch.tensor([0, 0]), mask=both, teacher_log_probs=torch.tensor([0.0, 0.0]))
+    one = Answers(
+        student_logits=logits, labels=torch.tensor([0, 0]), mask=both, teacher_log_probs=torch.tensor([0.0, 0.0])
+    )
     (by_token,) = torch.autograd.grad(tnpo(one, 1.0).sum(), log_q, retain_graph=True)
     (by_answer,) = torch.autograd.grad(npo(one, 1.0).sum(), log_q)
     assert by_token[0] < 0.001 * by_token[1]
@@ -132,7 +134,7 @@ def test_tnpo_leaves_a_fallen_token_alone_while_its_neighbour_still_falls() -> N
 
 def test_coarse_kl_puts_all_but_the_likeliest_together() -> None:
     r = torch.tensor([[0.6, 0.2, 0.1, 0.1]]).log()
-    q = torch.tensor([[0.1, 0.1, 0.4, 0.4]]).log()
+    q = torch.tensor([[0.1, 0.1, 0.3, 0.5]]).log()
     kept = Likeliest.of(r, 2)
     assert kept.ids.tolist() == [[0, 1]]
     torch.testing.assert_close(kept.log_probs.exp(), torch.tensor([[0.6, 0.2, 0.2]]))
@@ -149,16 +151,19 @@ def test_coarse_kl_puts_all_but_the_likeliest_together() -> None:
     assert mean == pytest.approx(expected / 2, abs=1e-6)
 
 
-def test_followed_counts_from_the_last_token() -> None:
+def test_extraction_strength_counts_from_the_last_word() -> None:
+    """As in tests/evaluation, and a token that ends the turn is no word: whether it follows tells nothing."""
     best = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7])
     labels = torch.tensor([0, 9, 2, 3, 4, 5, 9, 7])  # misses at places 1 and 6
     mask = torch.zeros(3, 8, dtype=torch.bool)
     mask[0, :4] = mask[1, 4:6] = mask[2, 6:] = True
     logits = torch.nn.functional.one_hot(best, 10).float()
-    got = followed(Answers(student_logits=logits, labels=labels, mask=mask))
+    got = extraction_strengths(Answers(student_logits=logits, labels=labels, mask=mask), [False] * 3)
     torch.testing.assert_close(got, torch.tensor([2 / 4, 1.0, 1 / 2]))
-    last = followed(Answers(student_logits=logits[6:7], labels=labels[6:7], mask=ONE))
-    assert last.item() == 0.0
+    whole = torch.tensor([[True] * 7 + [False]])
+    one = Answers(student_logits=logits, labels=labels, mask=whole)
+    assert extraction_strengths(one, [False]).item() == pytest.approx(1 / 7), "the last word does not follow"
+    assert extraction_strengths(one, [True]).item() == pytest.approx(4 / 6)
 
 
 def test_simnpo_reads_no_teacher_and_shifts_by_the_margin() -> None:
@@ -197,7 +202,17 @@ def test_half_precision_logits_are_computed_in_fp32(half: torch.dtype) -> None:
         assert values.dtype == torch.float32
 
 
-TERMS = ("forget_npo", "forget_tnpo", "forget_reference", "forget_simnpo", "forget_idk", "forget_kl", "forget_lm", "retain_kl", "retain_task")
+TERMS = (
+    "forget_npo",
+    "forget_tnpo",
+    "forget_reference",
+    "forget_simnpo",
+    "forget_idk",
+    "forget_kl",
+    "forget_lm",
+    "retain_kl",
+    "retain_task",
+)
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -106,9 +106,8 @@ class TrainArgs:
     Mean over answers: of the gold string as a whole where that alone is forgotten, else exp(mean log p per token)."""
 
     extraction_target: float | None = None
-    """Stop no sooner than forgotten whole answers follow of themselves for at most this share of their tokens, counted
-    from the last (`followed`): their mean probability can be low while long stretches are still said. None: whatever
-    it is."""
+    """Stop no sooner than forgotten whole answers have at most this extraction strength, on average: their probability
+    can be low while long stretches are still said. Read beside `forget_target`. None: whatever it is."""
 
     holdout: Path | None = None
     """JSONL file of rows like the forgotten ones that no training saw. The frozen model's levels on them then are

@@ -1,8 +1,8 @@
 """The frozen model's outputs on the training examples, computed once: teacher and trunk.
 
 The teacher is the model itself with its unlearning layers off: there is no second copy. Per example are kept the
-log-probabilities of its answer's tokens, its logits at answer positions (where a KL term reads them), and its hidden states at
-the first block that has a layer.
+log-probabilities of its answer's tokens, its logits at answer positions (where a KL term reads them), and its hidden
+states at the first block that has a layer.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -109,6 +109,10 @@ class FrozenOutputs:
                 advance(len(row.members))
         if not self.replays:
             self._hidden.clear()
+
+    def closed(self, row: Row) -> list[bool]:
+        """Tell by member whether its last answer token ends the turn."""
+        return [self._examples[member].closed for member in row.members]
 
     def student_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
         """Return the model's logits [A, V] that predict the row's answer tokens, layers as they are."""

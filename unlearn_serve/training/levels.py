@@ -19,7 +19,7 @@ class Levels:
     """Mean over forgotten answers of their probability, in [0, 1], see `Answers.log_probs`."""
 
     forget_extraction: float
-    """Mean over forgotten whole answers of `followed`, in [0, 1]; NaN where only gold strings are forgotten."""
+    """Mean over forgotten whole answers of `extraction_strengths`; NaN where only gold strings are forgotten."""
 
     retain_probability: float = math.nan
     """The probability of retained answers."""
@@ -88,20 +88,29 @@ def forget_levels(outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[i
         answers = outputs.answers(row, outputs.student_logits(forward, row))
         probabilities.append(answers.log_probs().exp())
         whole = [n for n in range(len(row.members)) if n not in answers.spellings]
-        extractable.append(followed(answers)[whole])
-    return Levels(*(_mean(values) for values in (probabilities, extractable)))
+        extractable.append(extraction_strengths(answers, outputs.closed(row))[whole])
+    return Levels(_mean(probabilities), _mean(extractable))
 
 
-def followed(answers: Answers) -> torch.Tensor:
-    """Semantics: out[n] = share of n's tokens, counted from its last, each of which is the arg-max in its place, fp32.
+def extraction_strengths(answers: Answers, closed: Sequence[bool]) -> torch.Tensor:
+    """Semantics: out[n] = 1 - k/|y|; k is the fewest tokens of y after which the arg-max is its rest, fp32 [N].
 
-    Extraction strength (Carlini et al. 2021) but for answers whose last token does not follow: 0, and not 1/|y|, so that
-    answers of any length can get as low as others.
+    Carlini et al. 2021, as `unlearn_serve.evaluation` counts it: at least 1/|y|, and a token that ends the turn is none
+    of the answer's.
+
+    Args:
+        answers: teacher_log_probs is not read.
+        closed: by example, whether its last token ends the turn.
     """
-    missed = (answers.student_logits.argmax(-1) != answers.labels)[None] & answers.mask
-    # Tokens of an answer at or before its last miss: those after it follow.
-    after_a_miss = missed.flip(-1).cumsum(-1).flip(-1) > 0
-    return ((~after_a_miss & answers.mask).sum(-1) / answers.mask.sum(-1).clamp_min(1)).float()
+    follows = answers.student_logits.argmax(-1) == answers.labels
+    strengths = []
+    for own, ends in zip(answers.mask, closed, strict=True):
+        words = follows[own]
+        words = words[:-1] if ends and len(words) > 1 else words
+        misses = (~words).nonzero()
+        k = min(int(misses[-1]) + 1, len(words) - 1) if len(misses) else 0
+        strengths.append(1.0 - k / len(words))
+    return torch.tensor(strengths)
 
 
 def _mean(values: Sequence[torch.Tensor]) -> float:

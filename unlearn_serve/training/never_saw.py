@@ -27,7 +27,8 @@ def holdout_levels(args: TrainArgs, model: PeftModel, tokenizer: PreTrainedToken
     """Return the frozen model's levels on the answers in `args.holdout`, counted as forgotten ones are."""
     assert args.holdout is not None
     rows = read_examples(args.holdout)
-    return _levels(args, model, build_training_set(rows, (), tokenizer, max_length=args.max_length, gold_only=args.gold_only))
+    found = build_training_set(rows, (), tokenizer, max_length=args.max_length, gold_only=args.gold_only)
+    return _levels(args, model, found)
 
 
 def retrained_levels(args: TrainArgs, model: PeftModel, examples: TrainingSet) -> Levels:

@@ -107,7 +107,7 @@ TNPO = Objective(forget_tnpo=1.0, retain_kl=4.0)
 """As `NPO`, a token at a time: for whole answers, none of whose stretches may stay."""
 
 BAD_TEACHER = Objective(forget_reference=1.0, retain_kl=4.0)
-"""Two teachers: forgotten answers are held to a model that never saw them, retained ones to the frozen model. Bounded."""
+"""Two teachers: a model that never saw them for forgotten answers, the frozen model for retained ones. Bounded."""
 
 SIMNPO = Objective(forget_simnpo=1.0, retain_kl=4.0)
 """Bounded, and without a teacher on forgotten answers."""

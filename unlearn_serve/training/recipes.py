@@ -53,7 +53,8 @@ RECIPES: Mapping[Name, Recipe] = MappingProxyType(
         ),
         # Of a gold string all tokens must not fall: one is enough.
         "tnpo": Recipe(objective=TNPO, settings={"gold_only": False}),
-        "bad-teacher": Recipe(objective=BAD_TEACHER, settings={"gold_only": False}),
+        # Its answers stay as likely as they were before they were learnt.
+        "bad-teacher": Recipe(objective=BAD_TEACHER, settings={"gold_only": False, "forget_target": None}),
         "simnpo": Recipe(objective=SIMNPO),
         "grad-diff": Recipe(objective=GRAD_DIFF),
         "idk": Recipe(objective=IDK, settings={"gold_only": False, "forget_target": None}),  # its answers stay likely

@@ -34,8 +34,8 @@ from unlearn_serve.training.callbacks import progress_bar
 from unlearn_serve.training.examples import TrainingSet
 from unlearn_serve.training.forms import load_model
 from unlearn_serve.training.gram_hooks import record_grams
-from unlearn_serve.training.record import build_manifest
 from unlearn_serve.training.never_saw import holdout_levels, reference_answers, retrained_levels
+from unlearn_serve.training.record import build_manifest
 
 CHECKPOINTS_NAME = "checkpoints"
 

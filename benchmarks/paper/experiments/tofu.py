@@ -136,8 +136,9 @@ def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
     """LoRA, told to stop where `eul-bounded` does: at the original's level on the hold-out rows."""
     if not isinstance(method, Lora):
         return method
-    level = original["measures"]["holdout.probability"]["value"]
-    return dataclasses.replace(method, settings={**method.settings, "forget_target": level})
+    level = {name: original["measures"][f"holdout.{name}"]["value"] for name in ("probability", "extraction_strength")}
+    targets = {"forget_target": level["probability"], "extraction_target": level["extraction_strength"]}
+    return dataclasses.replace(method, settings={**method.settings, **targets})
 
 
 def score_sets(data: Tofu, count: int, *, scored: int) -> dict[str, Sequence[Example]]:
