@@ -4,15 +4,20 @@
 there and not in production.
 """
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.config import VllmConfig
+    from vllm.engine.protocol import EngineClient
+
+_TURNS = 64
+"""Turns of the event loop that a token may take from the engine's outputs to the socket: about twenty awaits."""
 
 TESTED_VLLM = "0.32.0"
 
@@ -86,6 +91,25 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
         yield "--enable-prompt-embeds, --enable-mm-embeds: embeddings in a request are pickles that torch loads"
     if envs.VLLM_SERVER_DEV_MODE:
         yield "VLLM_SERVER_DEV_MODE: its routes let anyone call the workers and resume generation, with no key"
+
+
+async def pause_generation(engine: "EngineClient", mode: Literal["abort", "keep"]) -> None:
+    """Pause as `EngineClient.pause_generation` does, and return once clients have what was computed before.
+
+    vLLM sleeps for 20 ms for that. Here the event loop is let round until nothing that came before the pause is left:
+    mostly sooner, and however long it takes where the machine is busy.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not isinstance(engine, AsyncLLM):
+        await engine.pause_generation(mode=mode, clear_cache=False)
+        return
+    core = engine.engine_core
+    await core.pause_scheduler_async(mode=mode, clear_cache=False)
+    left = _TURNS
+    while left:
+        await asyncio.sleep(0)
+        left = left - 1 if core.outputs_queue.empty() else _TURNS
 
 
 def inference_keys(args: Any) -> list[str]:
