@@ -172,9 +172,9 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether no exponent is all ones. By NumPy, in one thread: torch's threads wait for each other.
+    """Whether no exponent is all ones.
 
-    Where a server keeps the cores busy, they took 10 s for what takes 10 ms.
+    By NumPy, in one thread: torch's threads wait for each other, at every tensor, where a server keeps the cores busy.
     """
     kind, exponent = _EXPONENTS[tensor.dtype]
     bits = tensor.view(kind).numpy()
