@@ -114,3 +114,8 @@ class ServingConfig(BaseModel):
         """The folder of this store and channel, for the last applied release and the audit log."""
         root = Path(self.state_dir) if self.state_dir else default_state_dir()
         return root / hashlib.sha256(f"{self.store}\n{self.channel}".encode()).hexdigest()[:16]
+
+    @property
+    def board_path(self) -> Path:
+        """The file that several API servers share."""
+        return self.state_path / "board"

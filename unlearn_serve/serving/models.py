@@ -102,7 +102,7 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     Raises:
         NotEnforced: the endpoint plugin or the worker extension is missing, or there is no release and the plain
             model is not allowed.
-        UnsupportedModel: a local block has no feed-forward module to hang a site on.
+        UnsupportedModel: a local block has no feed-forward module to hang a site on, or one that returns a part of a sum.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
 
@@ -138,6 +138,8 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     missing = sorted(set(local) - set(found))
     if missing:
         raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
+    if vllm_config.parallel_config.tensor_parallel_size > 1:
+        _require_whole_sums(model, [found[block][1] for block in local])
     if torch.get_default_device().type == "cpu":
         logger.info("unlearn-serve: layers are applied by: %s", load_cpu_op().description)
     layers = build_sites(
@@ -157,6 +159,15 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         end_forward_in_site(found[block][1], site)
         layers.hosts[block] = found[block][1]
     return layers
+
+
+def _require_whole_sums(model: nn.Module, ffns: list[nn.Module]) -> None:
+    if any(vllm_internals.leaves_partial_sums(ffn) for ffn in ffns):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: expected blocks that reduce what their feed-forward networks return, got some that "
+            "first add more to it; a layer would act on each rank's part of the sum: serve it with "
+            "--tensor-parallel-size 1"
+        )
 
 
 def _route_slots(vllm_config: "VllmConfig", config: ServingConfig) -> int:
