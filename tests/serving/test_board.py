@@ -1,5 +1,6 @@
 """What the API servers of one run share, and what those that do not swap make of it."""
 
+import asyncio
 import multiprocessing
 import os
 from datetime import UTC, datetime
@@ -20,17 +21,17 @@ from unlearn_serve.store import ChannelEntry
 
 
 def entry(generation: int, **fields: Any) -> ChannelEntry:
-    return ChannelEntry(
-        channel="production",
-        generation=generation,
-        release=f"{generation:064x}",
-        action="promote",
-        restores_generation=None,
-        at=datetime(2026, 1, 1, tzinfo=UTC),
-        actor="test",
-        reason="",
-        **fields,
-    )
+    said = {
+        "channel": "production",
+        "generation": generation,
+        "release": f"{generation:064x}",
+        "action": "promote",
+        "restores_generation": None,
+        "at": datetime(2026, 1, 1, tzinfo=UTC),
+        "actor": "test",
+        "reason": "",
+    }
+    return ChannelEntry.model_validate({**said, **fields})
 
 
 @pytest.fixture
@@ -52,8 +53,9 @@ def reader(path: Path) -> Board:
 def test_each_record_is_read_once(board: Board, path: Path) -> None:
     mine = reader(path)
     assert mine.read() is None, "nothing has been said yet"
-    longest = entry(3, uncovers=tuple(f"case-{number:06d}" for number in range(20_000)), previous="a" * 64)
-    for record in (Record(entry=entry(2)), Record(entry=longest.model_copy(update={"reason": "x"})), Record(), Record(broken="why")):
+    uncovers = tuple(f"case-{number:06d}" for number in range(20_000))
+    longest = entry(3, uncovers=uncovers, reason="kept on paper")
+    for record in (Record(entry=entry(2)), Record(entry=longest), Record(), Record(broken="why")):
         board.write(record)
         assert mine.read() == record
         assert mine.read() is None
@@ -137,8 +139,6 @@ def test_what_is_broken_for_the_first_is_broken_for_all(board: Board, path: Path
 
 
 def test_it_joins_when_the_first_has_verified(tmp_path: Path) -> None:
-    import asyncio
-
     config = ServingConfig(store="/store", state_dir=str(tmp_path))
 
     async def scenario() -> None:
