@@ -37,6 +37,7 @@ API_SERVERS = (0, 1)
 PROMPT = "Once upon a time"
 FLAGS = ("--data-parallel-size", "2", "--api-server-count", "2", "--max-rank", "16")
 ON_API_SERVER = re.compile(r"\(ApiServer_(\d) pid=(\d+)\)")
+READY_LATE = re.compile(r"\(ApiServer_1 pid=\d+\).*Starting vLLM server")
 
 
 @dataclass
@@ -129,6 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         _, generation = started.promote_other()
         started.wait_live(generation)
         psutil.Process(pids[1]).send_signal(signal.SIGCONT)
+        wait_until(lambda: READY_LATE.search(server.output), "the late API server starts")
         with started.connection_to(1) as late:
             started.named_by_the_late_one = late.get("/health").headers["x-unlearn-generation"]
         yield started
@@ -187,11 +189,12 @@ def test_an_engine_that_cannot_stage_keeps_all_on_the_earlier_release(world: Wor
     with no_more_files(failing):
         release, generation = world.promote_other()
         refused = wait_until(lambda: world.status()["refused"], "it is refused")
+        assert {one for _, _, one in world.on_workers()} == {before[0, 0][1]}
+        assert world.answers() == before
     assert refused.startswith(f"generation {generation}: SwapError: worker 0 of engine 1 could not stage {release}")
-    assert {one for _, _, one in world.on_workers()} == {before[0, 0][1]}
-    assert world.answers() == before
 
-    assert world.admin_call("POST", "apply").json()["applied"]["release"] == release
+    world.admin_call("POST", "apply").raise_for_status()
+    world.wait_live(generation)
     assert {one for _, _, one in world.on_workers()} == {release}
     assert {named for _, named, _ in world.answers().values()} == {release}
 

@@ -102,7 +102,8 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     Raises:
         NotEnforced: the endpoint plugin or the worker extension is missing, or there is no release and the plain
             model is not allowed.
-        UnsupportedModel: a local block has no feed-forward module to hang a site on, or one that returns a part of a sum.
+        UnsupportedModel: a local block has no feed-forward module to hang a site on, or one that returns a rank's part
+            of a sum.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
 
@@ -112,6 +113,7 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     if vllm_config.parallel_config.worker_extension_cls != WORKER_EXTENSION:
         got = vllm_config.parallel_config.worker_extension_cls or "none"
         raise NotEnforced(f"--worker-extension-cls: expected {WORKER_EXTENSION}, got {got}")
+    config.require_servers(vllm_internals.api_server_index(vllm_config)[1])  # before the weights are read
     layers = _build(model, vllm_config, config)
     layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
     start_on_release(layers, config)

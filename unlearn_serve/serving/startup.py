@@ -106,16 +106,7 @@ def _checked_settings(engine: "EngineClient | None") -> "tuple[ServingConfig, En
         raise NotEnforced("--additional-config has no settings of unlearn-serve; start with `unlearn-serve serve`")
     for line in vllm_internals.unsupported_settings(vllm_config):
         raise NotEnforced(f"not supported together with unlearning releases: {line}")
-    _, servers = vllm_internals.api_server_index(vllm_config)
-    if servers > 1 and config.routes:
-        raise NotEnforced(
-            f"--routes: expected --api-server-count 1, got {servers}: each API server numbers adapters by itself"
-        )
-    if servers > 1 and config.admin_listen is None:
-        raise NotEnforced(
-            f"--api-server-count (by default as many as --data-parallel-size): expected 1 without --admin-listen, got "
-            f"{servers}: admin calls must reach the one that follows the channel"
-        )
+    config.require_servers(vllm_internals.api_server_index(vllm_config)[1])
     return config, engine
 
 
