@@ -109,9 +109,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("data-parallel")
     base = write_tiny_model(folder / "model", vocab_size=49152, tokenizer=ensure_checkpoint())
     store = Store.open(str(folder / "store"), create=True)
-    releases = [
-        store.publish(write_random_adapter(base, folder / str(seed), seed=seed, rank=16, scale=3.0)) for seed in range(2)
-    ]
+    adapters = [write_random_adapter(base, folder / str(seed), seed=seed, rank=16, scale=3.0) for seed in range(2)]
+    releases = [store.publish(adapter) for adapter in adapters]
     store.promote(releases[0], "production", actor="test")
     admin = folder / "admin.sock"
     flags = (*FLAGS, "--admin-listen", f"unix:{admin}")

@@ -20,7 +20,6 @@ from support.vllm_config import create_config
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving.ledger import TokenLedger
 from unlearn_serve.serving.startup import start_following
-from unlearn_serve.serving.workers import Workers
 from unlearn_serve.store import Store
 
 MAX_RANK = 4
@@ -61,7 +60,8 @@ def releases(store: Store, base: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def config(vllm_config: Any, tmp_path: Path) -> Any:
-    return with_settings(vllm_config, store=str(tmp_path / "store"), state_dir=str(tmp_path / "state"), poll_seconds=0.02)
+    folders = {"store": str(tmp_path / "store"), "state_dir": str(tmp_path / "state")}
+    return with_settings(vllm_config, **folders, poll_seconds=0.02)
 
 
 def with_settings(vllm_config: Any, *, index: int = 0, servers: int = 1, **settings: Any) -> Any:
@@ -115,7 +115,7 @@ def test_workers_that_were_built_before_and_after_a_promote_start_on_the_channel
             await put_on(late, second)
         async with started(engine) as state:
             assert state.unlearning.live.release == second
-            assert [worker["release"] for worker in await Workers(engine).status()] == [second] * 3  # type: ignore[arg-type]
+            assert [worker.unlearn_status()["release"] for worker in engine.workers] == [second] * 3
 
     asyncio.run(scenario())
 

@@ -23,7 +23,6 @@ from unlearn_serve.store import Store
 pytestmark = [pytest.mark.engine, pytest.mark.model]
 
 WORKERS = 3  # of the model's 9 heads and 3 KV heads
-RANKS = list(range(WORKERS))
 TEXT = "Romeo and Juliet is a play by"
 # fp32 on both sides: order of sums only, through 30 blocks; a sum over the ranks is one more order.
 TOLERANCE = 4e-3
@@ -47,7 +46,8 @@ class World:
     async def live(self) -> str:
         """The release that all ranks report, each with all sites."""
         statuses = await Swapper(self.engine, stage_timeout_seconds=60).workers()
-        assert [(one["engine"], one["rank"], len(one["sites"])) for one in statuses] == [(0, rank, 30) for rank in RANKS]
+        found = [(one["engine"], one["rank"], len(one["sites"])) for one in statuses]
+        assert found == [(0, rank, 30) for rank in range(WORKERS)]
         assert len({one["pid"] for one in statuses}) == WORKERS
         (release,) = {one["release"] for one in statuses}
         assert release is not None
@@ -109,7 +109,8 @@ def world(request: pytest.FixtureRequest, folder: Path, expected: dict[str, torc
         from vllm.v1.engine.async_llm import AsyncLLM
 
         routes = request.param
-        arguments = engine_arguments(ensure_checkpoint(), folder / "store", folder / "state", routes=routes, max_rank=16)
+        ours = {"routes": routes, "max_rank": 16}
+        arguments = engine_arguments(ensure_checkpoint(), folder / "store", folder / "state", **ours)
         lora = {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 3, "lora_target_modules": ["unlearn"]}
         small = {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 4, "max_logprobs": -1}
 

@@ -254,10 +254,11 @@ class TestEngines:
         assert list(vllm_internals.unsupported_settings(engines))[1].startswith("--enable-elastic-ep: ")
 
     def test_pause_resume_and_reset_reach_every_engine_and_return_when_all_have_answered(self) -> None:
-        require("DPLBAsyncMPClient(" in inspect.getsource(EngineCoreClient.make_async_mp_client), "the client of several")
+        source = inspect.getsource(EngineCoreClient.make_async_mp_client)
+        require("return DPLBAsyncMPClient(" in source, "the client of several engines")
         require_parameters(AsyncMPClient.call_utility_all_async, "method", "args")
         source = inspect.getsource(DPLBAsyncMPClient.call_utility_async)
-        require("return (await self.call_utility_all_async(method, *args))[0]" in source, "a call is one of all engines")
+        require("return (await self.call_utility_all_async(method, *args))[0]" in source, "a call is of all engines")
         for method, call in (
             ("pause_scheduler_async", 'call_utility_async("pause_scheduler", mode, clear_cache)'),
             ("resume_scheduler_async", 'call_utility_async("resume_scheduler")'),
@@ -292,8 +293,8 @@ class TestEngines:
         from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
         source = inspect.getsource(MultiprocExecutor.collective_rpc)
-        reading = source[source.find("for mq in response_mqs:") :]
-        require("raise RuntimeError(" in reading[: reading.find("responses.append(result)")], "collective_rpc's reading")
+        reading = source[source.find("for mq in response_mqs:") : source.find("responses.append(result)")]
+        require("raise RuntimeError(" in reading, "how collective_rpc reads answers")
 
 
 class TestApiServers:
@@ -320,7 +321,8 @@ class TestApiServers:
         source = inspect.getsource(AsyncLLM._run_output_handler)
         processed, recorded = source.find("output_processor.process_outputs("), source.find(".record(")
         require(0 <= processed < recorded, "the output handler records a step after it has processed it")
-        require("load_stat_logger_plugin_factories()" in inspect.getsource(AsyncLLM.__init__), "with any statistics flags")
+        source = inspect.getsource(AsyncLLM.__init__)
+        require("load_stat_logger_plugin_factories()" in source, "plugins record whatever flags say of statistics")
 
 
 class TestTensorParallel:
@@ -336,7 +338,8 @@ class TestTensorParallel:
             ffn = initialize_model(config).model.layers[0].mlp
         assert not vllm_internals.leaves_partial_sums(ffn), "one rank has the whole sum"
         require(isinstance(ffn.down_proj, RowParallelLinear), "RowParallelLinear")
-        require((ffn.down_proj.tp_size, ffn.down_proj.reduce_results) == (1, not sums_later), "its tp_size, reduce_results")
+        require(ffn.down_proj.tp_size == 1, "RowParallelLinear.tp_size")
+        require(ffn.down_proj.reduce_results is not sums_later, "RowParallelLinear.reduce_results")
         ffn.down_proj.tp_size = 2
         assert vllm_internals.leaves_partial_sums(ffn) is sums_later
 

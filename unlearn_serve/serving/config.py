@@ -113,8 +113,8 @@ class ServingConfig(BaseModel):
             )
         if servers > 1 and self.admin_listen is None:
             raise NotEnforced(
-                f"--api-server-count (by default as many as --data-parallel-size): expected 1 without --admin-listen, got "
-                f"{servers}: admin calls must reach the one that follows the channel"
+                "--api-server-count (by default as many as --data-parallel-size): expected 1 without --admin-listen, "
+                f"got {servers}: admin calls must reach the one that follows the channel"
             )
 
     def open_store(self) -> Store:

@@ -166,8 +166,8 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
 def _require_whole_sums(model: nn.Module, ffns: list[nn.Module]) -> None:
     if any(vllm_internals.leaves_partial_sums(ffn) for ffn in ffns):
         raise UnsupportedModel(
-            f"{type(model).__name__}: expected blocks that reduce what their feed-forward networks return, got some that "
-            "first add more to it; a layer would act on each rank's part of the sum: serve it with "
+            f"{type(model).__name__}: expected feed-forward networks that return sums over all ranks, got some whose "
+            "blocks sum later, so that a layer would act on parts of the sum: serve it with "
             "--tensor-parallel-size 1"
         )
 

@@ -130,8 +130,9 @@ def _unsupported_engines(config: "VllmConfig") -> Iterable[str]:
     parallel = config.parallel_config
     if config.model_config.is_moe:
         yield (
-            f"--data-parallel-size: expected 1 for a mixture of experts, got {parallel.data_parallel_size}: its engines "
-            "step together, and pause by agreement; start a server for each engine, and wait for all with promote --wait"
+            f"--data-parallel-size: expected 1 for a mixture of experts, got {parallel.data_parallel_size}: its "
+            "engines step together, and pause by agreement; start a server for each engine, and wait for all with "
+            "promote --wait"
         )
     if parallel.local_engines_only:
         yield (
