@@ -128,7 +128,7 @@ def test_several_api_servers_name_what_the_first_swaps(
 
     async def scenario() -> None:
         engine = EngineWithoutModel(
-            with_settings(config, servers=2, allow_plain=True, admin_listen=listen), max_rank=MAX_RANK
+            with_settings(config, servers=2, admin_listen=listen), max_rank=MAX_RANK
         )
         observing = copy.copy(engine)
         observing.vllm_config = with_settings(engine.vllm_config, index=1, servers=2)
