@@ -223,8 +223,10 @@ class TestEngines:
     """Data parallel engines: what serving/workers.py calls, and what it refuses."""
 
     @pytest.fixture(scope="class")
-    def engines(self, config: Any) -> Any:
-        return create_config(Path(config.model_config.model), data_parallel_size=2)
+    def engines(self, config: Any) -> Iterator[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            set_environment(patch)
+            yield create_config(Path(config.model_config.model), data_parallel_size=2)
 
     def test_settings_that_name_them(self, config: Any, engines: Any) -> None:
         parallel = engines.parallel_config
@@ -329,10 +331,13 @@ class TestTensorParallel:
     """A site must see the sum over the ranks: serving/models.py refuses blocks that sum later."""
 
     @pytest.mark.parametrize(("family", "sums_later"), [("llama", False), ("cohere", True)])
-    def test_partial_sums_are_told(self, family: str, sums_later: bool, tmp_path: Path) -> None:
+    def test_partial_sums_are_told(
+        self, family: str, sums_later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from vllm.model_executor.layers.linear import RowParallelLinear
         from vllm.model_executor.model_loader.utils import initialize_model
 
+        monkeypatch.setenv("VLLM_PLUGINS", "")  # vLLM's own models
         config = create_config(write_tiny_model(tmp_path / family, family=family))
         with lone_worker(config):
             ffn = initialize_model(config).model.layers[0].mlp
