@@ -44,7 +44,7 @@ RESIDENT = Axis(
     name="releases_resident",
     values=(1, 4, 16, 64),
     what="n route slots, a release in each; requests ask for the n releases in turn; a server is started for every run",
-    rounds=3,
+    rounds=2,
 )
 AXES = (COVERED, RESIDENT)
 

@@ -523,6 +523,58 @@ class TestStatLogger:
         require(SchedulerStats().running_lora_adapters == {}, "SchedulerStats.running_lora_adapters")
 
 
+class TestPause:
+    """vllm_internals.pause_generation takes AsyncLLM.pause_generation apart."""
+
+    def test_what_vllm_does(self) -> None:
+        from vllm.v1.engine.core_client import AsyncMPClient
+
+        require_parameters(AsyncMPClient.pause_scheduler_async, "self", "mode", "clear_cache")
+        source = inspect.getsource(AsyncLLM.pause_generation)
+        calls = [line.strip() for line in source.splitlines() if line.strip().startswith("await")]
+        require(
+            calls
+            == [
+                "await self.renderer.clear_mm_cache_async()",
+                "await self.engine_core.pause_scheduler_async(mode=mode, clear_cache=clear_cache)",
+                "await asyncio.sleep(0.02)",
+            ],
+            "AsyncLLM.pause_generation: another step",
+        )
+        require("outputs_queue.put_nowait(outputs)" in inspect.getsource(AsyncMPClient), "AsyncMPClient.outputs_queue")
+
+    def test_returns_once_everything_before_it_has_been_passed_on(self, config: Any) -> None:
+        """However many turns of the loop the outputs need, and though new ones still come in."""
+        passed_on: list[int] = []
+
+        class Core:
+            def __init__(self) -> None:
+                self.outputs_queue: asyncio.Queue[int] = asyncio.Queue()
+
+            async def pause_scheduler_async(self, *, mode: str, clear_cache: bool) -> None:
+                assert (mode, clear_cache) == ("keep", False)
+                for number in range(5):
+                    self.outputs_queue.put_nowait(number)
+
+        async def pass_on(core: Core) -> None:
+            while True:
+                number = await core.outputs_queue.get()
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                passed_on.append(number)
+
+        async def pause() -> None:
+            engine = AsyncLLM.__new__(AsyncLLM)
+            engine.engine_core = Core()
+            engine.vllm_config = config
+            task = asyncio.create_task(pass_on(engine.engine_core))
+            await vllm_internals.pause_generation(engine, "keep")
+            assert passed_on == [0, 1, 2, 3, 4]
+            task.cancel()
+
+        asyncio.run(pause())
+
+
 class TestCommandLine:
     """vllm_internals.run_vllm_serve builds the subcommand without vLLM's front door."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unlearn_serve.errors import SwapError
 from unlearn_serve.serving.config import DRAIN_TIMEOUT_SECONDS, SwapMode
+from unlearn_serve.serving.vllm_internals import pause_generation
 from unlearn_serve.serving.workers import Workers, names_of
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Swapper:
         drained = await self._drain(previous) if mode == "drain" else None
         pausing = time.perf_counter()
         async with self._undone_on_failure(previous, frozen=True):
-            await self._engine.pause_generation(mode="abort" if mode == "abort" else "keep", clear_cache=False)
+            await pause_generation(self._engine, "abort" if mode == "abort" else "keep")
             await self._workers.call("unlearn_flip", release)
             live_at = time.time()
             await self._forget_kv()

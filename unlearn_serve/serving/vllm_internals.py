@@ -4,9 +4,10 @@
 there and not in production.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.config import VllmConfig
     from vllm.engine.protocol import EngineClient
+
+_TURNS = 64
+"""Turns of the event loop that a token may take from the engine's outputs to the socket: about twenty awaits."""
 
 TESTED_VLLM = "0.32.0"
 
@@ -144,6 +148,26 @@ def _unsupported_engines(config: "VllmConfig") -> Iterable[str]:
             f"--data-parallel-size-local: expected all {parallel.data_parallel_size} engines on this machine, got "
             f"{parallel.data_parallel_size_local}; start a server on each machine, and wait for all with promote --wait"
         )
+
+
+async def pause_generation(engine: "EngineClient", mode: Literal["abort", "keep"]) -> None:
+    """Pause as `EngineClient.pause_generation` does, and return once clients have what was computed before.
+
+    vLLM sleeps for 20 ms for that. Here the event loop is let round until nothing that came before the pause is left:
+    mostly sooner, and however long it takes where the machine is busy. Of several API servers only this one's loop can
+    be, so they have the 20 ms.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not isinstance(engine, AsyncLLM) or api_server_index(engine.vllm_config)[1] > 1:
+        await engine.pause_generation(mode=mode, clear_cache=False)
+        return
+    core = engine.engine_core
+    await core.pause_scheduler_async(mode=mode, clear_cache=False)
+    left = _TURNS
+    while left:
+        await asyncio.sleep(0)
+        left = left - 1 if core.outputs_queue.empty() else _TURNS
 
 
 def inference_keys(args: Any) -> list[str]:
