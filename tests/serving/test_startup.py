@@ -127,9 +127,7 @@ def test_several_api_servers_name_what_the_first_swaps(
     listen = f"unix:{tmp_path / 'admin.sock'}"
 
     async def scenario() -> None:
-        engine = EngineWithoutModel(
-            with_settings(config, servers=2, admin_listen=listen), max_rank=MAX_RANK
-        )
+        engine = EngineWithoutModel(with_settings(config, servers=2, admin_listen=listen), max_rank=MAX_RANK)
         observing = copy.copy(engine)
         observing.vllm_config = with_settings(engine.vllm_config, index=1, servers=2)
 

@@ -205,7 +205,7 @@ def test_where_one_worker_does_not_flip_those_that_did_flip_back(world: World) -
     async def scenario() -> None:
         old, new = await world.other()
         swapper = Swapper(LosesWhatOneStaged(world.engine, old), stage_timeout_seconds=60)
-        with pytest.raises(SwapUndone, match="^worker 1: SwapError: flip: expected staged release"):
+        with pytest.raises(SwapUndone, match=r"^worker 1: SwapError: flip: expected staged release"):
             await swapper.swap(new, previous=old, when_live=lambda: pytest.fail("it is not live"))
         assert await world.live() == old
         assert await world.live() == old, "answers still belong to their calls"
@@ -221,7 +221,9 @@ def test_a_route_is_computed_by_all_workers_beside_the_default(world: World) -> 
     async def scenario() -> None:
         live, other = await world.other()
         if not (await Workers(world.engine).status())[0]["route_sites"]:
-            with pytest.raises(SwapError, match="worker 0: NotEnforced: .*; worker 2: NotEnforced: this server has no"):
+            with pytest.raises(
+                SwapError, match=r"worker 0: NotEnforced: .*; worker 2: NotEnforced: this server has no"
+            ):
                 await Workers(world.engine).call("unlearn_drop_route", 7)
             return
         route = await _hold(world, other)

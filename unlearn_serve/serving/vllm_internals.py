@@ -90,8 +90,8 @@ async def call_workers(engine: "EngineClient", method: str, args: Sequence[Any])
     if engine.vllm_config.parallel_config.data_parallel_size == 1:
         return [await engine.collective_rpc(method, args=tuple(args))]
     client: Any = engine
-    answers = await client.engine_core.call_utility_all_async("collective_rpc", method, None, tuple(args), None)
-    return answers  # type: ignore[no-any-return]
+    call = client.engine_core.call_utility_all_async
+    return await call("collective_rpc", method, None, tuple(args), None)  # type: ignore[no-any-return]
 
 
 def leaves_partial_sums(ffn: nn.Module) -> bool:
