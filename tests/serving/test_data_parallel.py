@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.model]
 ENGINES = (0, 1)
 API_SERVERS = (0, 1)
 PROMPT = "Once upon a time"
-FLAGS = ("--data-parallel-size", "2", "--api-server-count", "2", "--max-rank", "16")
+POSITIONS = 8192
+FLAGS = ("--data-parallel-size", "2", "--api-server-count", "2", "--max-rank", "16", "--max-model-len", str(POSITIONS))
 ON_API_SERVER = re.compile(r"\(ApiServer_(\d) pid=(\d+)\)")
 READY_LATE = re.compile(r"\(ApiServer_1 pid=\d+\).*Starting vLLM server")
 
@@ -65,7 +66,10 @@ class World:
 
     def promote_other(self) -> tuple[str, int]:
         """Promote the release that is not live; returns it and its generation."""
-        other = next(one for one in self.releases if one != self.status()["live"]["release"])
+        return self.promote_instead_of(self.status()["live"]["release"])
+
+    def promote_instead_of(self, live: str) -> tuple[str, int]:
+        other = next(one for one in self.releases if one != live)
         return other, self.store.promote(other, "production", actor="test").generation
 
     def wait_live(self, generation: int) -> None:
@@ -103,11 +107,23 @@ class World:
         return found
 
 
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The second API server is held up at its start, until a swap has been made."""
     folder = tmp_path_factory.mktemp("data-parallel")
-    base = write_tiny_model(folder / "model", vocab_size=49152, tokenizer=ensure_checkpoint())
+    base = write_tiny_model(
+        folder / "model", vocab_size=49152, tokenizer=ensure_checkpoint(), max_position_embeddings=POSITIONS
+    )
     store = Store.open(str(folder / "store"), create=True)
     adapters = [write_random_adapter(base, folder / str(seed), seed=seed, rank=16, scale=3.0) for seed in range(2)]
     releases = [store.publish(adapter) for adapter in adapters]
@@ -159,16 +175,20 @@ def test_every_engine_answers_under_the_release_that_every_api_server_names(worl
 
 def test_streams_of_both_api_servers_on_both_engines_go_on_under_the_new_release(world: World) -> None:
     """One API server pauses; what the other has sent waits, and is named, all the same."""
-    count, tokens = 8, 400
-    begun = [Event() for _ in range(count)]
-    with ThreadPoolExecutor(count) as pool:
+    count, tokens = 8, 1500
+    accepted = [Event() for _ in range(count)]
+    old = world.status()["live"]["release"]
+    with ThreadPoolExecutor(count) as pool, ExitStack() as stopped:
+        # Workers are so fast, and on few cores streams so late, that all would be over at the first token's arrival.
+        for worker in world.status()["workers"]:
+            stopped.enter_context(_stopped(worker["pid"]))
         streams = [
-            pool.submit(stream_chat, world.server, f"{PROMPT} {number}", tokens=tokens, begun=begun[number].set)
+            pool.submit(stream_chat, world.server, f"{PROMPT} {number}", tokens=tokens, accepted=accepted[number].set)
             for number in range(count)
         ]
-        assert all(one.wait(GENEROUS_SECONDS) for one in begun)
-        old = world.status()["live"]["release"]
-        release, generation = world.promote_other()
+        assert all(one.wait(GENEROUS_SECONDS) for one in accepted)
+        stopped.close()
+        release, generation = world.promote_instead_of(old)
         world.wait_live(generation)
         found = [one.result() for one in streams]
 

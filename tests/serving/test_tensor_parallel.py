@@ -100,22 +100,21 @@ def expected(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["no routes", "routes"])
-def world(request: pytest.FixtureRequest, folder: Path, expected: dict[str, torch.Tensor]) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def world(folder: Path, expected: dict[str, torch.Tensor]) -> Iterator[World]:
     loop = asyncio.new_event_loop()
     with pytest.MonkeyPatch.context() as environment:
         set_environment(environment)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        routes = request.param
-        ours = {"routes": routes, "max_rank": 16}
+        ours = {"routes": 1, "max_rank": 16}
         arguments = engine_arguments(ensure_checkpoint(), folder / "store", folder / "state", **ours)
         lora = {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 3, "lora_target_modules": ["unlearn"]}
         small = {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 4, "max_logprobs": -1}
 
         async def start() -> Any:
-            settings = {**arguments, **(lora if routes else {}), **small, "tensor_parallel_size": WORKERS}
+            settings = {**arguments, **lora, **small, "tensor_parallel_size": WORKERS}
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
 
         engine = loop.run_until_complete(start())
@@ -220,12 +219,6 @@ def test_where_one_worker_does_not_flip_those_that_did_flip_back(world: World) -
 def test_a_route_is_computed_by_all_workers_beside_the_default(world: World) -> None:
     async def scenario() -> None:
         live, other = await world.other()
-        if not (await Workers(world.engine).status())[0]["route_sites"]:
-            with pytest.raises(
-                SwapError, match=r"worker 0: NotEnforced: .*; worker 2: NotEnforced: this server has no"
-            ):
-                await Workers(world.engine).call("unlearn_drop_route", 7)
-            return
         route = await _hold(world, other)
         await asyncio.gather(world.assert_computes(live), world.assert_computes(other, route))
 
