@@ -101,7 +101,7 @@ def leaves_partial_sums(ffn: nn.Module) -> bool:
     """
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    experts = [module.moe_config for module in ffn.modules() if hasattr(module, "moe_config")]
+    experts: list[Any] = [module.moe_config for module in ffn.modules() if hasattr(module, "moe_config")]
     if experts:  # their shared experts leave partial sums to the layer that adds them up
         return any(config.skip_final_all_reduce for config in experts)
     split = [module for module in ffn.modules() if isinstance(module, RowParallelLinear) and module.tp_size > 1]
