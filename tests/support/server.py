@@ -168,9 +168,15 @@ class Stream:
 
 
 def stream_chat(
-    server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None, model: str = MODEL_NAME
+    server: Server,
+    prompt: str,
+    *,
+    tokens: int,
+    accepted: Callable[[], None] = lambda: None,
+    begun: Callable[[], None] = lambda: None,
+    model: str = MODEL_NAME,
 ) -> Stream:
-    """Stream exactly `tokens` tokens; `begun` is called when the first of them is here."""
+    """Stream exactly `tokens` tokens; `accepted` is called when the headers are here, `begun` with the first text."""
     body = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
@@ -183,6 +189,7 @@ def stream_chat(
     text, finish_reason, fingerprint, count = "", None, None, 0
     with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200, response.read()
+        accepted()
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue

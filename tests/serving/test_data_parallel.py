@@ -1,0 +1,225 @@
+"""A real server of two data parallel engines and two API servers: one swap for all of them, or none."""
+
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from support.adapters import write_random_adapter
+from support.file_limits import no_more_files
+from support.server import (
+    ADMIN_KEY,
+    GENEROUS_SECONDS,
+    MODEL_NAME,
+    Server,
+    running,
+    serve_command,
+    stream_chat,
+    wait_until,
+)
+from support.tiny_models import write_tiny_model
+
+from unlearn_serve.demo.checkpoint import ensure_checkpoint
+from unlearn_serve.store import Store
+
+pytestmark = [pytest.mark.engine, pytest.mark.model]
+
+ENGINES = (0, 1)
+API_SERVERS = (0, 1)
+PROMPT = "Once upon a time"
+POSITIONS = 8192
+FLAGS = ("--data-parallel-size", "2", "--api-server-count", "2", "--max-rank", "16", "--max-model-len", str(POSITIONS))
+ON_API_SERVER = re.compile(r"\(ApiServer_(\d) pid=(\d+)\)")
+READY_LATE = re.compile(r"\(ApiServer_1 pid=\d+\).*Starting vLLM server")
+
+
+@dataclass
+class World:
+    """The server, at its public port and at its admin address, and two releases."""
+
+    server: Server
+    admin: Path
+    store: Store
+    releases: tuple[str, str]
+    api_servers: dict[int, int]
+    """Process ids by number."""
+    named_by_the_late_one: str = ""
+    """The generation in its first answer."""
+
+    def admin_call(self, method: str, path: str) -> httpx.Response:
+        headers = {"X-Unlearn-Admin-Key": ADMIN_KEY}
+        transport = httpx.HTTPTransport(uds=str(self.admin))
+        with httpx.Client(transport=transport, base_url="http://admin", timeout=GENEROUS_SECONDS) as client:
+            return client.request(method, f"/v1/unlearning/{path}", headers=headers)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.admin_call("GET", "status").raise_for_status().json()
+        return found
+
+    def promote_other(self) -> tuple[str, int]:
+        """Promote the release that is not live; returns it and its generation."""
+        return self.promote_instead_of(self.status()["live"]["release"])
+
+    def promote_instead_of(self, live: str) -> tuple[str, int]:
+        other = next(one for one in self.releases if one != live)
+        return other, self.store.promote(other, "production", actor="test").generation
+
+    def wait_live(self, generation: int) -> None:
+        wait_until(lambda: self.status()["live"]["generation"] == generation, f"generation {generation} goes live")
+
+    def on_workers(self) -> list[tuple[int, int, str]]:
+        return [(one["engine"], one["rank"], one["release"]) for one in self.status()["workers"]]
+
+    @contextmanager
+    def connection_to(self, number: int) -> Iterator[httpx.Client]:
+        """A connection that API server `number` has accepted: each goes to the one with the fewest."""
+        with ExitStack() as opened:
+
+            def open_one() -> httpx.Client | None:
+                client = opened.enter_context(httpx.Client(base_url=self.server.url, timeout=GENEROUS_SECONDS))
+                answer = client.get("/health").raise_for_status()
+                port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+                theirs = psutil.Process(self.api_servers[number]).net_connections("tcp")
+                return client if any(one.raddr and one.raddr.port == port for one in theirs) else None
+
+            yield wait_until(open_one, f"API server {number} accepts a connection")
+
+    def answers(self) -> dict[tuple[int, int], tuple[str, str, str]]:
+        """What each engine says through each API server: text, release and fingerprint."""
+        found = {}
+        for number in API_SERVERS:
+            with self.connection_to(number) as client:
+                for engine in ENGINES:
+                    body = {"model": MODEL_NAME, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+                    to = {"X-data-parallel-rank": str(engine)}
+                    answer = client.post("/v1/completions", json=body, headers=to).raise_for_status()
+                    said = answer.json()
+                    release = answer.headers["x-unlearn-release"]
+                    found[number, engine] = (said["choices"][0]["text"], release, said["system_fingerprint"])
+        return found
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The second API server is held up at its start, until a swap has been made."""
+    folder = tmp_path_factory.mktemp("data-parallel")
+    base = write_tiny_model(
+        folder / "model", vocab_size=49152, tokenizer=ensure_checkpoint(), max_position_embeddings=POSITIONS
+    )
+    store = Store.open(str(folder / "store"), create=True)
+    adapters = [write_random_adapter(base, folder / str(seed), seed=seed, rank=16, scale=3.0) for seed in range(2)]
+    releases = [store.publish(adapter) for adapter in adapters]
+    store.promote(releases[0], "production", actor="test")
+    admin = folder / "admin.sock"
+    flags = (*FLAGS, "--admin-listen", f"unix:{admin}")
+    command = serve_command(base, folder / "store", folder / "state", *flags)
+    with running(command, log=folder / "server.log", headers={}, UNLEARN_ADMIN_KEY=ADMIN_KEY) as server:
+
+        def api_servers() -> dict[int, int] | None:
+            assert server.process.poll() is None, server.output[-6000:]
+            found = {int(number): int(pid) for number, pid in ON_API_SERVER.findall(server.output)}
+            return found if len(found) == len(API_SERVERS) else None
+
+        pids = wait_until(api_servers, "both API servers say something")
+        psutil.Process(pids[1]).send_signal(signal.SIGSTOP)
+        server.wait_ready()
+        started = World(server, admin, store, (releases[0], releases[1]), pids)
+        _, generation = started.promote_other()
+        started.wait_live(generation)
+        psutil.Process(pids[1]).send_signal(signal.SIGCONT)
+        wait_until(lambda: READY_LATE.search(server.output), "the late API server starts")
+        with started.connection_to(1) as late:
+            started.named_by_the_late_one = late.get("/health").headers["x-unlearn-generation"]
+        yield started
+
+
+def test_an_api_server_that_comes_late_starts_on_the_current_release(world: World) -> None:
+    assert world.named_by_the_late_one == "2"
+
+
+def test_every_engine_answers_under_the_release_that_every_api_server_names(world: World) -> None:
+    """The bugs: a client that reaches the first engine only; an API server that goes on naming what it started on."""
+    before = world.answers()
+    release, generation = world.promote_other()
+    world.wait_live(generation)
+    after = world.answers()
+
+    assert sorted(world.on_workers()) == [(engine, 0, release) for engine in ENGINES]
+    for answers, live in ((before, {r for r in world.releases if r != release}), (after, {release})):
+        texts, releases, _ = zip(*answers.values(), strict=True)
+        assert len(set(texts)) == 1, answers
+        assert set(releases) == live
+    assert {fingerprint for _, _, fingerprint in after.values()} == {f"unlearn-{release[:16]}-g{generation}"}
+    assert {text for text, _, _ in before.values()} != {text for text, _, _ in after.values()}
+    with world.server.client() as client:
+        assert client.get("/v1/unlearning/status").status_code == 404, "admin calls have an address of their own"
+
+
+def test_streams_of_both_api_servers_on_both_engines_go_on_under_the_new_release(world: World) -> None:
+    """One API server pauses; what the other has sent waits, and is named, all the same."""
+    count, tokens = 8, 1500
+    accepted = [Event() for _ in range(count)]
+    old = world.status()["live"]["release"]
+    with ThreadPoolExecutor(count) as pool, ExitStack() as stopped:
+        # Workers are so fast, and on few cores streams so late, that all would be over at the first token's arrival.
+        for worker in world.status()["workers"]:
+            stopped.enter_context(_stopped(worker["pid"]))
+        streams = [
+            pool.submit(stream_chat, world.server, f"{PROMPT} {number}", tokens=tokens, accepted=accepted[number].set)
+            for number in range(count)
+        ]
+        assert all(one.wait(GENEROUS_SECONDS) for one in accepted)
+        stopped.close()
+        release, generation = world.promote_instead_of(old)
+        world.wait_live(generation)
+        found = [one.result() for one in streams]
+
+    assert {one.release for one in found} == {old}, "they began before"
+    assert {one.fingerprint for one in found} == {f"unlearn-{release[:16]}-g{generation}"}, "and ended after"
+    assert {(one.finish_reason, one.completion_tokens) for one in found} == {("length", tokens)}
+    assert world.server.sample("unlearn_generation", channel="production") == generation, "one sample for all"
+    counted = world.server.tokens(old, str(generation - 1))["generated"]
+    counted_after = world.server.tokens(release, str(generation))["generated"]
+    assert counted > 0
+    assert counted_after > 0
+
+
+def test_an_engine_that_cannot_stage_keeps_all_on_the_earlier_release(world: World) -> None:
+    before = world.answers()
+    (failing,) = [one["pid"] for one in world.status()["workers"] if one["engine"] == 1]
+    with no_more_files(failing):
+        release, generation = world.promote_other()
+        refused = wait_until(lambda: world.status()["refused"], "it is refused")
+        assert {one for _, _, one in world.on_workers()} == {before[0, 0][1]}
+        assert world.answers() == before
+    assert refused.startswith(f"generation {generation}: SwapError: worker 0 of engine 1 could not stage {release}")
+
+    world.admin_call("POST", "apply").raise_for_status()
+    world.wait_live(generation)
+    assert {one for _, _, one in world.on_workers()} == {release}
+    assert {named for _, named, _ in world.answers().values()} == {release}
+
+
+def test_where_the_api_server_that_swaps_dies_none_goes_on(world: World) -> None:
+    """Or the others would serve on, and no deletion would ever go live again."""
+    psutil.Process(world.api_servers[0]).kill()
+
+    assert world.server.process.wait(GENEROUS_SECONDS) != 0
