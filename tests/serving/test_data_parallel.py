@@ -25,6 +25,7 @@ from support.server import (
     stream_chat,
     wait_until,
 )
+from support.stopped import stopped
 from support.tiny_models import write_tiny_model
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
@@ -107,16 +108,6 @@ class World:
         return found
 
 
-@contextmanager
-def _stopped(pid: int) -> Iterator[None]:
-    process = psutil.Process(pid)
-    process.suspend()
-    try:
-        yield
-    finally:
-        process.resume()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The second API server is held up at its start, until a swap has been made."""
@@ -177,18 +168,17 @@ def test_streams_of_both_api_servers_on_both_engines_go_on_under_the_new_release
     """One API server pauses; what the other has sent waits, and is named, all the same."""
     count, tokens = 8, 1500
     accepted = [Event() for _ in range(count)]
-    old = world.status()["live"]["release"]
-    with ThreadPoolExecutor(count) as pool, ExitStack() as stopped:
-        # Workers are so fast, and on few cores streams so late, that all would be over at the first token's arrival.
-        for worker in world.status()["workers"]:
-            stopped.enter_context(_stopped(worker["pid"]))
-        streams = [
-            pool.submit(stream_chat, world.server, f"{PROMPT} {number}", tokens=tokens, accepted=accepted[number].set)
-            for number in range(count)
-        ]
-        assert all(one.wait(GENEROUS_SECONDS) for one in accepted)
-        stopped.close()
-        release, generation = world.promote_instead_of(old)
+    before = world.status()
+    old = before["live"]["release"]
+    with ThreadPoolExecutor(count) as pool:
+        # However late this process gets its turns: not one token comes before all is under way.
+        with stopped(*(worker["pid"] for worker in before["workers"])):
+            streams = [
+                pool.submit(stream_chat, world.server, f"{PROMPT} {number}", tokens=tokens, accepted=event.set)
+                for number, event in enumerate(accepted)
+            ]
+            assert all(event.wait(GENEROUS_SECONDS) for event in accepted)
+            release, generation = world.promote_instead_of(old)
         world.wait_live(generation)
         found = [one.result() for one in streams]
 
