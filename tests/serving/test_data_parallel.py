@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -109,16 +110,33 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The second API server is held up at its start, until a swap has been made."""
-    folder = tmp_path_factory.mktemp("data-parallel")
-    base = write_tiny_model(
-        folder / "model", vocab_size=49152, tokenizer=ensure_checkpoint(), max_position_embeddings=POSITIONS
-    )
-    store = Store.open(str(folder / "store"), create=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data-parallel")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    tokenizer = ensure_checkpoint()
+    return write_tiny_model(folder / "model", vocab_size=49152, tokenizer=tokenizer, max_position_embeddings=POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Store:
+    return Store.open(str(folder / "store"), create=True)
+
+
+@pytest.fixture(scope="module")
+def releases(folder: Path, base: Path, store: Store) -> tuple[str, str]:
+    """Two that cover the same request; the first is promoted."""
     adapters = [write_random_adapter(base, folder / str(seed), seed=seed, rank=16, scale=3.0) for seed in range(2)]
-    releases = [store.publish(adapter) for adapter in adapters]
-    store.promote(releases[0], "production", actor="test")
+    first, second = (store.publish(adapter) for adapter in adapters)
+    store.promote(first, "production", actor="test")
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path, base: Path, store: Store, releases: tuple[str, str]) -> Iterator[World]:
+    """The second API server is held up at its start, until a swap has been made."""
     admin = folder / "admin.sock"
     flags = (*FLAGS, "--admin-listen", f"unix:{admin}")
     command = serve_command(base, folder / "store", folder / "state", *flags)
@@ -132,7 +150,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         pids = wait_until(api_servers, "both API servers say something")
         psutil.Process(pids[1]).send_signal(signal.SIGSTOP)
         server.wait_ready()
-        started = World(server, admin, store, (releases[0], releases[1]), pids)
+        started = World(server, admin, store, releases, pids)
         _, generation = started.promote_other()
         started.wait_live(generation)
         psutil.Process(pids[1]).send_signal(signal.SIGCONT)
@@ -213,3 +231,23 @@ def test_where_the_api_server_that_swaps_dies_none_goes_on(world: World) -> None
     psutil.Process(world.api_servers[0]).kill()
 
     assert world.server.process.wait(GENEROUS_SECONDS) != 0
+
+
+def test_a_route_is_computed_by_every_engine(folder: Path, base: Path, releases: tuple[str, str]) -> None:
+    """Each engine has a LoRA manager of its own, and a request may go to any."""
+    flags = ("--data-parallel-size", "2", "--api-server-count", "1", "--max-rank", "16", "--routes", "2")
+    command = serve_command(base, folder / "store", folder / "state-of-routes", *flags)
+    texts: dict[str, set[str]] = {}
+    with running(command, log=folder / "routes.log", headers={}) as server:
+        server.wait_ready()
+        with server.client() as client:
+            for release, engine in product(releases, ENGINES):
+                body = {"model": f"{MODEL_NAME}@{release}", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+                to = {"X-data-parallel-rank": str(engine)}
+                answer = client.post("/v1/completions", json=body, headers=to).raise_for_status()
+                assert answer.headers["x-unlearn-release"] == release
+                texts.setdefault(release, set()).add(answer.json()["choices"][0]["text"])
+
+    first, second = texts.values()
+    assert len(first) == len(second) == 1
+    assert first != second
