@@ -15,7 +15,7 @@ from benchmarks.soak.faults import FAULTS
 from benchmarks.soak.memory import MemoryWatch, after_warm_up, growth
 from benchmarks.soak.publisher import Publisher
 from benchmarks.soak.report import FaultRecord, Report
-from benchmarks.soak.setting import CHANNEL, COMMON_TOKENS, OUTPUT_TOKENS, OWN_TOKENS, RELEASES, Setting
+from benchmarks.soak.setting import CHANNEL, COMMON_TOKENS, OUTPUT_TOKENS, OWN_TOKENS, RELEASES, SHARED_CORES, Setting
 from benchmarks.streams import StreamedRequest
 
 STREAMS = 4
@@ -77,6 +77,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
             "prompt_tokens": [OWN_TOKENS, COMMON_TOKENS + OWN_TOKENS],
             "output_tokens": OUTPUT_TOKENS,
             "server_flags": list(setting.flags),
+            "server_environment": SHARED_CORES,
             "seed": seed,
         },
         **describe(),

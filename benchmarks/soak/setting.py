@@ -26,6 +26,10 @@ OWN_TOKENS, COMMON_TOKENS = 16, 128
 
 PROMPTS = 256
 
+SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Of the servers. Clients and publishers need the cores as well: importing torch binds a process to one core after the
+other, and a publisher was seen to wait for minutes for the one that a worker, bound as vLLM has it, kept busy."""
+
 
 @dataclass
 class Setting:
@@ -92,13 +96,13 @@ class Setting:
 
     def server(self, name: str = "soak", channel: str = CHANNEL) -> Server:
         """Start a server that follows `channel`."""
-        arguments, environment = unlearn(self.inputs, channel, *self.flags), {}
+        arguments, environment = unlearn(self.inputs, channel, *self.flags), SHARED_CORES
         if self.defect is not None and channel == CHANNEL:
             state = str(self.out / "inputs" / "state" / channel)
             config = ServingConfig(store=self.inputs.store.url, channel=channel, max_rank=RANK, state_dir=state)
             line = vllm_command(str(self.inputs.model), config, self.flags)
             arguments = ["benchmarks.soak.defects", self.defect, *line[line.index(str(self.inputs.model)) :]]
-            environment = vllm_environment({})
+            environment = {**SHARED_CORES, **vllm_environment({})}
             assert line[0] == sys.executable
         spec = ServerSpec(name=name, arguments=lambda: arguments, environment=environment)
         return Server(spec, logs=self.out / "logs")
