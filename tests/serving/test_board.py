@@ -14,7 +14,6 @@ from starlette.datastructures import State
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving.board import Board, Record
 from unlearn_serve.serving.config import ServingConfig
-from unlearn_serve.serving.ledger import TokenLedger
 from unlearn_serve.serving.live import Live
 from unlearn_serve.serving.observer import Observer
 from unlearn_serve.store import ChannelEntry
@@ -42,6 +41,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def board(path: Path) -> Board:
     return Board.create(path)
+
+
+def damage(board: Board) -> None:
+    """Spoil every record."""
+    board._map[48:] = b"\0" * (len(board._map) - 48)
 
 
 def reader(path: Path) -> Board:
@@ -80,9 +84,36 @@ def test_another_run_has_another_board(board: Board, path: Path, monkeypatch: py
 def test_a_record_in_the_writing_is_never_taken_for_one(board: Board, path: Path) -> None:
     board.write(Record(entry=entry(2)))
     mine = reader(path)
-    board._map[60:64] = b"\0\0\0\0"
+    damage(board)
     with pytest.raises(NotEnforced, match="expected what the first API server made live, got damage"):
         mine.read()
+
+
+def test_the_newest_record_stays_whole_while_the_next_is_written(
+    board: Board, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: the writer loses the processor between record and head, and whoever looks then finds no release."""
+    board.write(Record(entry=entry(2)))
+    late = reader(path)
+
+    class Killed(Exception):
+        pass
+
+    class Stops:
+        """The map, up to the moment at which the head would be written."""
+
+        def __init__(self, whole: Any) -> None:
+            self._whole = whole
+
+        def __setitem__(self, where: slice, data: bytes) -> None:
+            if where.start is None:
+                raise Killed
+            self._whole[where] = data
+
+    monkeypatch.setattr(board, "_map", Stops(board._map))
+    with pytest.raises(Killed):
+        board.write(Record(entry=entry(3)))
+    assert late.read() == Record(entry=entry(2))
 
 
 class Seat:
@@ -111,21 +142,6 @@ def test_an_observer_names_what_the_first_one_made_live(board: Board, path: Path
     assert seat.named == ("plain", 0, "unlearn-plain")
 
 
-def test_the_step_that_follows_a_swap_is_named_before_it_is_answered(
-    board: Board, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Streams take the fingerprint from the serving object, with no request in between that could ask for it."""
-    first = Live(channel="production", board=board)
-    first.move_to(entry(2), ())
-    seat = Seat(path)
-    monkeypatch.setattr(TokenLedger, "observer", seat.observer)
-
-    first.move_to(entry(3), ())
-    TokenLedger(None).record(None, None)  # type: ignore[arg-type]
-
-    assert seat.state.chat.system_fingerprint == first.fingerprint
-
-
 def test_what_is_broken_for_the_first_is_broken_for_all(board: Board, path: Path) -> None:
     first = Live(channel="production", board=board)
     first.move_to(entry(2), ())
@@ -134,8 +150,12 @@ def test_what_is_broken_for_the_first_is_broken_for_all(board: Board, path: Path
     assert seat.observer.live.broken == "swap failed and could not be undone"
 
     board.write(Record(entry=entry(3)))
-    board._map[60:64] = b"\0\0\0\0"
-    assert "restart the server" in str(Seat(path).observer.live.broken), "what cannot be read is no release"
+    late = Seat(path)
+    damage(board)
+    assert "restart the server" in str(late.observer.live.broken), "what cannot be read is no release"
+    board.write(Record(entry=entry(4)))
+    assert late.named == (entry(4).release, 4, "unlearn-0000000000000000-g4")
+    assert late.observer.live.broken is None
 
 
 def test_it_joins_when_the_first_has_verified(tmp_path: Path) -> None:

@@ -226,10 +226,17 @@ def test_an_engine_that_cannot_stage_keeps_all_on_the_earlier_release(world: Wor
     assert {named for _, named, _ in world.answers().values()} == {release}
 
 
-def test_where_the_api_server_that_swaps_dies_none_goes_on(world: World) -> None:
-    """Or the others would serve on, and no deletion would ever go live again."""
-    psutil.Process(world.api_servers[0]).kill()
+def test_where_the_api_server_that_swaps_ends_none_serves_on(world: World) -> None:
+    """Or no deletion would ever go live again: vLLM lets the others be where one ends with status 0."""
+    with world.connection_to(1) as other:
+        psutil.Process(world.api_servers[0]).terminate()
 
+        wait_until(lambda: other.get("/health").status_code == 503, "the other serves no longer")
+        refused = other.post("/v1/completions", json={"model": MODEL_NAME, "prompt": PROMPT})
+        assert refused.status_code == 503
+        assert "the API server that follows the channel has ended" in refused.text
+
+    psutil.Process(world.api_servers[1]).kill()
     assert world.server.process.wait(GENEROUS_SECONDS) != 0
 
 

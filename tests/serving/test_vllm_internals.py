@@ -5,6 +5,7 @@ message names) before anything else.
 """
 
 import asyncio
+import copy
 import inspect
 import json
 from argparse import Namespace
@@ -543,7 +544,25 @@ class TestPause:
         )
         require("outputs_queue.put_nowait(outputs)" in inspect.getsource(AsyncMPClient), "AsyncMPClient.outputs_queue")
 
-    def test_returns_once_everything_before_it_has_been_passed_on(self, config: Any) -> None:
+    def test_outputs_are_processed_by_what_the_processor_has_for_it_at_that_moment(self) -> None:
+        """The step that follows a swap is named before it is answered: `call_before_outputs` relies on it."""
+        source = inspect.getsource(AsyncLLM._run_output_handler)
+        require("output_processor.process_outputs(" in source, "AsyncLLM._run_output_handler: process_outputs")
+        calls: list[str] = []
+
+        class Processor:
+            def process_outputs(self, outputs: str, *, stats: str) -> str:
+                calls.append(f"{outputs} {stats}")
+                return "processed"
+
+        engine = AsyncLLM.__new__(AsyncLLM)
+        engine.output_processor = Processor()
+        vllm_internals.call_before_outputs(engine, lambda: calls.append("looked"))
+        assert engine.output_processor.process_outputs("outputs", stats="stats") == "processed"
+        assert calls == ["looked", "outputs stats"]
+
+    @pytest.mark.parametrize("servers", [1, 2])
+    def test_returns_once_everything_before_it_has_been_passed_on(self, config: Any, servers: int) -> None:
         """However many turns of the loop the outputs need, and though new ones still come in."""
         passed_on: list[int] = []
 
@@ -556,6 +575,10 @@ class TestPause:
                 for number in range(5):
                     self.outputs_queue.put_nowait(number)
 
+        class Renderer:
+            async def clear_mm_cache_async(self) -> None:
+                pass
+
         async def pass_on(core: Core) -> None:
             while True:
                 number = await core.outputs_queue.get()
@@ -566,7 +589,10 @@ class TestPause:
         async def pause() -> None:
             engine = AsyncLLM.__new__(AsyncLLM)
             engine.engine_core = Core()
-            engine.vllm_config = config
+            engine.renderer = Renderer()
+            engine.vllm_config = copy.copy(config)
+            engine.vllm_config.parallel_config = copy.copy(config.parallel_config)
+            engine.vllm_config.parallel_config._api_process_count = servers
             task = asyncio.create_task(pass_on(engine.engine_core))
             await vllm_internals.pause_generation(engine, "keep")
             assert passed_on == [0, 1, 2, 3, 4]

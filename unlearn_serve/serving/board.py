@@ -1,9 +1,10 @@
 """What is live, in memory that the API servers of one `vllm serve` share: the first of them writes, the others read.
 
-Reading costs about a microsecond where nothing is new, so the others look at each response and each engine step. The
-file holds one record, little-endian: 32 bytes that only this run has, u64 number of the record, u32 length and u32
-CRC-32 of what follows: a letter, and an entry's bytes or a reason. A record that was overwritten while it was read does
-not match its CRC, and is read again.
+Reading costs about a microsecond where nothing is new, so the others look at each response and each batch of outputs.
+The file begins with a head, little-endian: 32 bytes that only this run has, u64 number of the newest record, its u32
+length and u32 CRC-32. Records, a letter and an entry's bytes or a reason, take turns in the two places that follow, so
+that the newest stays whole while the next is written. One that was overwritten while it was read does not match its
+CRC, and is read again.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ from unlearn_serve.store import ChannelEntry
 from unlearn_serve.store.channel_entry import MAX_ENTRY_BYTES
 
 _HEAD = struct.Struct("<32sQII")
-_SIZE = _HEAD.size + 1 + MAX_ENTRY_BYTES
+_PLACE = 1 + MAX_ENTRY_BYTES
+_SIZE = _HEAD.size + 2 * _PLACE
 _READS = 1000
 _ENTRY, _PLAIN, _BROKEN = b"e", b"p", b"b"
 
@@ -61,7 +63,7 @@ class Board:
         """Return the board at `path`; None where there is none yet, or an earlier run's."""
         try:
             board = cls(path)
-        except (FileNotFoundError, ValueError):  # ValueError: a file of another size
+        except (FileNotFoundError, PermissionError, ValueError):  # another user's; of another size
             return None
         return board if board._head()[0] == _run() else None
 
@@ -72,9 +74,10 @@ class Board:
         else:
             data = _PLAIN if record.entry is None else _ENTRY + record.entry.to_bytes()
         self._number += 1
+        head, start = _HEAD.pack(_run(), self._number, len(data), zlib.crc32(data)), _place(self._number)
         # First what is said, then the number by which readers see that it is new.
-        self._map[_HEAD.size : _HEAD.size + len(data)] = data
-        self._map[: _HEAD.size] = _HEAD.pack(_run(), self._number, len(data), zlib.crc32(data))
+        self._map[start : start + len(data)] = data
+        self._map[: _HEAD.size] = head
 
     def read(self) -> Record | None:
         """Return what is live; None where nothing new has been written.
@@ -86,7 +89,8 @@ class Board:
             _, number, length, crc = self._head()
             if number == self._number:
                 return None
-            data = self._map[_HEAD.size : _HEAD.size + min(length, _SIZE)]
+            start = _place(number)
+            data = self._map[start : start + min(length, _PLACE)]
             if zlib.crc32(data) == crc:
                 self._number = number
                 return self._parsed(data[:1], data[1:])
@@ -99,6 +103,10 @@ class Board:
 
     def _head(self) -> tuple[bytes, int, int, int]:
         return _HEAD.unpack(self._map[: _HEAD.size])
+
+
+def _place(number: int) -> int:
+    return _HEAD.size + number % 2 * _PLACE
 
 
 def _run() -> bytes:

@@ -14,16 +14,12 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-    from unlearn_serve.serving.observer import Observer
-
 
 class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow vllm
     """Adds each engine step to the release that was live in it, but for what was computed under routes."""
 
     routes: ClassVar[RouteTokens | None] = None
     """Set when the server has routes; vLLM makes its loggers before."""
-    observer: ClassVar["Observer | None"] = None
-    """Set in an API server that does not follow the channel itself."""
 
     def __init__(self, vllm_config: "VllmConfig", engine_index: int = 0) -> None:
         del vllm_config, engine_index
@@ -37,8 +33,6 @@ class TokenLedger(StatLoggerBase):  # type: ignore[misc]  # mypy does not follow
     ) -> None:
         """Count one step."""
         del mm_cache_stats, engine_idx
-        if self.observer is not None:
-            self.observer.look()  # before what this step computed is answered
         if iteration_stats is not None:
             for release, share in self._shares(iteration_stats).items():
                 metrics.count_step(share.prompt, share.generated, share.finished, route=release)

@@ -59,6 +59,11 @@ class Live:
         self.broken = why
         self._show()
 
+    def show_on(self, board: Board) -> None:
+        """Let the other API servers read what is live, from now on."""
+        self.board = board
+        self._show()
+
     def _show(self) -> None:
         if self.board is not None:
             self.board.write(Record(entry=self.entry, broken=self.broken))

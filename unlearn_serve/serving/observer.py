@@ -52,6 +52,7 @@ class Observer:
         if record.broken is not None:
             self._live.break_off(record.broken)
         else:
+            self._live.broken = None  # what could not be read before has been overwritten
             self._live.move_to(record.entry, ())
             set_system_fingerprint(self._app_state, self._live.fingerprint)
             metrics.count_under(self._live)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.unlearn_serve")
 
+_NOBODY_FOLLOWS = "the API server that follows the channel has ended; restart the server"
+
 
 async def start_following(engine: "EngineClient | None", state: Any, args: Any) -> None:
     """Verify enforcement on every worker, name what is live, and start to follow the channel. Mutates `state`.
@@ -39,10 +41,10 @@ async def start_following(engine: "EngineClient | None", state: Any, args: Any) 
         config, engine = _checked_settings(engine)
         index, servers = vllm_internals.api_server_index(engine.vllm_config)
         if index > 0:
-            await _observe(config, state)
+            await _observe(config, engine, state)
             return
         board = await asyncio.to_thread(_board, config) if servers > 1 else None
-        follower = await _verified_follower(config, engine, state, board)
+        follower = await _verified_follower(config, engine, state)
         routes = await _routes(follower, engine, state)
         # This loop answers its first call, so not before the lines below have run.
         state.unlearning_admin_task = start_listener(follower.config, state, args)
@@ -53,13 +55,16 @@ async def start_following(engine: "EngineClient | None", state: Any, args: Any) 
     setattr(state, ROUTES, routes)
     # Kept on the state: the event loop itself holds only weak references to tasks.
     state.unlearning_task = asyncio.create_task(follower.run(), name="unlearn-follower")
+    if board is not None:
+        # Not before nothing can end this start any more: the others are ready as soon as there is something to read.
+        follower.live.show_on(board)
+        # vLLM lets the others serve on where one ends without an error, as by SIGTERM.
+        state.unlearning_task.add_done_callback(lambda _: follower.live.break_off(_NOBODY_FOLLOWS))
 
 
-async def _observe(config: ServingConfig, state: Any) -> None:
-    from unlearn_serve.serving.ledger import TokenLedger
-
+async def _observe(config: ServingConfig, engine: "EngineClient", state: Any) -> None:
     observer = await Observer.join(config, state)
-    TokenLedger.observer = observer
+    vllm_internals.call_before_outputs(engine, observer.look)
     setattr(state, STATE, observer)
     setattr(state, ROUTES, None)
 
@@ -110,15 +115,13 @@ def _checked_settings(engine: "EngineClient | None") -> "tuple[ServingConfig, En
     return config, engine
 
 
-async def _verified_follower(
-    config: ServingConfig, engine: "EngineClient", state: Any, board: Board | None
-) -> Follower:
+async def _verified_follower(config: ServingConfig, engine: "EngineClient", state: Any) -> Follower:
     swapper = Swapper(
         engine,
         stage_timeout_seconds=config.stage_timeout_seconds,
         drain_timeout_seconds=config.drain_timeout_seconds,
     )
-    live = Live(channel=config.channel, board=board)
+    live = Live(channel=config.channel)
     try:
         follower = Follower(
             config=config,

@@ -5,7 +5,7 @@ there and not in production.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,19 +155,38 @@ async def pause_generation(engine: "EngineClient", mode: Literal["abort", "keep"
 
     vLLM sleeps for 20 ms for that. Here the event loop is let round until nothing that came before the pause is left:
     mostly sooner, and however long it takes where the machine is busy. Of several API servers only this one's loop can
-    be, so they have the 20 ms.
+    be, so the others have the 20 ms.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if not isinstance(engine, AsyncLLM) or api_server_index(engine.vllm_config)[1] > 1:
+    if not isinstance(engine, AsyncLLM):
         await engine.pause_generation(mode=mode, clear_cache=False)
         return
     core = engine.engine_core
-    await core.pause_scheduler_async(mode=mode, clear_cache=False)
+    if api_server_index(engine.vllm_config)[1] > 1:
+        await engine.pause_generation(mode=mode, clear_cache=False)
+    else:
+        await core.pause_scheduler_async(mode=mode, clear_cache=False)
     left = _TURNS
     while left:
         await asyncio.sleep(0)
         left = left - 1 if core.outputs_queue.empty() else _TURNS
+
+
+def call_before_outputs(engine: "EngineClient", look: Callable[[], object]) -> None:
+    """Call `look` before each batch of outputs is handed to the requests that wait for them. Mutates `engine`."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not isinstance(engine, AsyncLLM):
+        return
+    processor: Any = engine.output_processor
+    process = processor.process_outputs
+
+    def watched(*args: Any, **named: Any) -> Any:
+        look()
+        return process(*args, **named)
+
+    processor.process_outputs = watched
 
 
 def inference_keys(args: Any) -> list[str]:
