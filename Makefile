@@ -59,9 +59,8 @@ paper-quick: $(READY) ## every stage of them at toy size on made-up data into ou
 kernels: $(READY) ## compile the Triton kernel for GPUs that are not here; fails on spills; writes docs/kernels-aot.*
 	$(BIN)/python -m benchmarks.kernel_report
 
-# Two files at a time: an engine that starts keeps one core busy. Files whole, for their tests share an engine; in their
-# own order, for files of few and long tests would come last.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two files at a time: an engine that starts keeps one core busy. Files whole, for their tests share an engine.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 test: $(READY) ## the whole suite, real engine included
 	$(PYTEST)
