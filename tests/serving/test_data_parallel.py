@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from support.server import (
     ADMIN_KEY,
     GENEROUS_SECONDS,
     MODEL_NAME,
+    POLLS_SECONDS,
     Server,
     running,
     serve_command,
@@ -197,6 +199,7 @@ def test_streams_of_both_api_servers_on_both_engines_go_on_under_the_new_release
             ]
             assert all(event.wait(GENEROUS_SECONDS) for event in accepted)
             release, generation = world.promote_instead_of(old)
+            time.sleep(POLLS_SECONDS)
         world.wait_live(generation)
         found = [one.result() for one in streams]
 

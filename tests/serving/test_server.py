@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from support.server import (
     CLI,
     GENEROUS_SECONDS,
     MODEL_NAME,
+    POLLS_SECONDS,
     Server,
     running,
     serve_command,
@@ -145,6 +147,7 @@ def test_a_swap_under_load_keeps_every_stream_and_process(
             ]
             assert all(event.wait(GENEROUS_SECONDS) for event in accepted)
             entry = store.promote(new, CHANNEL, actor="test")
+            time.sleep(POLLS_SECONDS)
         after = server.wait_live(entry.generation)
         done = [stream.result(GENEROUS_SECONDS) for stream in streams]
 

@@ -11,6 +11,7 @@ import torch
 from support.adapters import write_random_adapter
 from support.engine import engine_arguments, log_probabilities_of, set_environment
 from support.file_limits import no_more_files
+from support.stopped import stopped
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
@@ -136,18 +137,21 @@ def test_all_workers_start_on_the_release_and_compute_what_one_does(world: World
 def test_a_swap_under_streams_is_on_every_worker(world: World) -> None:
     async def scenario() -> None:
         old, new = await world.other()
-        begun = asyncio.Event()
+        pids = [one["pid"] for one in await Workers(world.engine).status()]
 
         async def stream(number: int) -> int:
             count = 0
             async for output in world.outputs([*world.prompt, number], max_tokens=TOKENS, ignore_eos=True):
                 count = len(output.outputs[0].token_ids)
-                begun.set()
             return count
 
-        streams = [asyncio.create_task(stream(number)) for number in range(3)]
-        await begun.wait()
-        await Swapper(world.engine, stage_timeout_seconds=60).swap(new, previous=old, when_live=lambda: None)
+        swapper = Swapper(world.engine, stage_timeout_seconds=60)
+        with stopped(*pids):  # not one token comes before all is under way
+            streams = [asyncio.create_task(stream(number)) for number in range(3)]
+            await asyncio.sleep(1)
+            swap = asyncio.create_task(swapper.swap(new, previous=old, when_live=lambda: None))
+            await asyncio.sleep(1)
+        await swap
         assert not any(task.done() for task in streams), "they were under way"
         assert await asyncio.gather(*streams) == [TOKENS] * 3
         assert await world.live() == new

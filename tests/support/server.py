@@ -21,6 +21,9 @@ from support.engine import SETTINGS_ENVIRONMENT
 GENEROUS_SECONDS = 300.0
 """Limit of every wait: reached only where something is broken, however busy the machine is."""
 
+POLLS_SECONDS = 2.0
+"""Eight polls: in that time a follower has seen a promote and begun to stage, where workers are stopped and so idle."""
+
 Result = TypeVar("Result")
 
 CLI = str(Path(sys.executable).with_name("unlearn-serve"))
