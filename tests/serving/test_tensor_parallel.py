@@ -121,7 +121,12 @@ def world(folder: Path, expected: dict[str, torch.Tensor]) -> Iterator[World]:
         engine = loop.run_until_complete(start())
         prompt = AutoTokenizer.from_pretrained(ensure_checkpoint())(TEXT)["input_ids"]
         yield World(engine, loop, folder, prompt, expected)
-        engine.shutdown()
+
+        async def stop() -> None:
+            engine.shutdown()  # closes its sockets on this loop: left open, they would hang whoever collects them
+            await asyncio.sleep(0.1)
+
+        loop.run_until_complete(stop())
     loop.close()
 
 
