@@ -134,6 +134,8 @@ def test_a_swap_under_load_keeps_every_stream_and_process(
 ) -> None:
     before = server.status()
     new = _other(releases, before["live"]["release"])
+    old = before["live"]["release"], str(before["live"]["generation"])
+    generated = server.tokens(*old)["generated"]
     tokens, count = 120, 8
     accepted = [Event() for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
@@ -152,6 +154,7 @@ def test_a_swap_under_load_keeps_every_stream_and_process(
         done = [stream.result(GENEROUS_SECONDS) for stream in streams]
 
     # A stream that spans the swap: begun under the old release, ended under the new one.
+    assert server.tokens(*old)["generated"] > generated
     assert {stream.release for stream in done} == {before["live"]["release"]}
     assert {stream.fingerprint for stream in done} == {f"unlearn-{new[:16]}-g{entry.generation}"}
     assert {(stream.finish_reason, stream.completion_tokens) for stream in done} == {("length", tokens)}
