@@ -17,8 +17,9 @@ from support.server import ADMIN_KEY
 from support.tiny_models import write_tiny_model
 from support.vllm_config import create_config
 
-from unlearn_serve.errors import NotEnforced
+from unlearn_serve.errors import NotEnforced, SwapError
 from unlearn_serve.serving.startup import start_following
+from unlearn_serve.serving.workers import Workers
 from unlearn_serve.store import Store
 
 MAX_RANK = 4
@@ -159,3 +160,12 @@ def test_what_several_api_servers_cannot_do_ends_the_start_of_each(
 
     with pytest.raises(NotEnforced, match=message):
         asyncio.run(start_following(engine, State(), parse_serve()))  # type: ignore[arg-type]
+
+
+def test_all_workers_that_fail_are_named(config: Any, releases: list[str]) -> None:
+    async def scenario() -> None:
+        engine = EngineWithoutModel(config, max_rank=MAX_RANK, workers=3)
+        with pytest.raises(SwapError, match=r"worker 0: NotEnforced: .*; worker 2: NotEnforced: this server has no"):
+            await Workers(engine).call("unlearn_drop_route", 7)  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
