@@ -12,7 +12,7 @@ from benchmarks.pairing import paired_ratios, spread
 from benchmarks.results import GrowthResult, write_lines
 from benchmarks.runs import RunLog, block_order
 from benchmarks.servers import NAME, Server, ServerSpec
-from benchmarks.variants import route_names, unlearn
+from benchmarks.variants import FEW_ROUNDS, route_names, unlearn
 
 CELL = Cell(load="decode", batch=8)
 SEED = 3
@@ -44,7 +44,7 @@ RESIDENT = Axis(
     name="releases_resident",
     values=(1, 4, 16, 64),
     what="n route slots, a release in each; requests ask for the n releases in turn; a server is started for every run",
-    rounds=3,
+    rounds=FEW_ROUNDS,
 )
 AXES = (COVERED, RESIDENT)
 

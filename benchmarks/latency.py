@@ -1,7 +1,7 @@
 """`vllm bench latency`: one batch on the engine alone, without HTTP or client: `python -m benchmarks latency`.
 
 It starts an engine a run, so runs of the variants alternate but do not interleave finely, and it knows no LoRA and no
-routes: plain, merged and default are what it fits.
+routes: plain and default are what it fits.
 """
 
 import json
@@ -21,7 +21,7 @@ from unlearn_serve.serving.launch import vllm_command, vllm_environment
 
 BATCH, INPUT_TOKENS, OUTPUT_TOKENS = 8, 32, 64
 ITERATIONS, WARM_UPS = 5, 2
-VARIANTS = (PLAIN, "merged", "default")
+VARIANTS = (PLAIN, "default")
 _RUN_SECONDS = 600
 
 
@@ -70,18 +70,17 @@ def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Callable[
 def _median_latency(variant: str, inputs: Inputs, out: Path) -> float:
     answer = out / f"latency-{variant}.json"
     answer.unlink(missing_ok=True)
-    model = inputs.merged if variant == "merged" else inputs.model
     environment = clean_environment(VLLM_CPU_KVCACHE_SPACE="1", VLLM_PLUGINS="")
     ours: list[str] = []
     if variant == "default":
         state = str(inputs.root / "state" / CHANNEL)
         config = ServingConfig(store=inputs.store.url, channel=CHANNEL, max_rank=RANK, state_dir=state)
-        ours = vllm_command(str(model), config, [])[4:]  # without interpreter, -m, module and model
+        ours = vllm_command(str(inputs.model), config, [])[4:]  # without interpreter, -m, module and model
         environment = vllm_environment(environment)
     run = Measured(
         f"latency-{variant}",
         [
-            *(sys.executable, "-m", "benchmarks.vllm_bench", "latency", "--model", str(model), *ours),
+            *(sys.executable, "-m", "benchmarks.vllm_bench", "latency", "--model", str(inputs.model), *ours),
             *("--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "16"),
             *("--batch-size", str(BATCH), "--input-len", str(INPUT_TOKENS), "--output-len", str(OUTPUT_TOKENS)),
             *("--num-iters", str(ITERATIONS), "--num-iters-warmup", str(WARM_UPS), "--output-json", str(answer)),

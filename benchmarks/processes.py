@@ -13,9 +13,6 @@ STOP_SECONDS = 20.0
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    # Decoding waits for memory. In 4 KiB pages a process's speed hangs on which physical pages it was dealt: two equal
-    # servers differed by 6 % for as long as they lived. In huge pages they do not.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # On CPU, vLLM 0.32 cannot load what its ahead-of-time compilation saved and compiles for a minute at every start;
     # the older way to keep compiled graphs works. The graphs are the same.
     "VLLM_USE_AOT_COMPILE": "0",

@@ -12,7 +12,7 @@ from benchmarks.servers import NAME, ServerSpec
 PLAIN = "plain"
 ROUTE_SLOTS = 8
 OVER_SLOTS = 12
-FEW_ROUNDS = 3
+FEW_ROUNDS = 2
 CHANNEL = "serving"
 DEFAULT_SEED = 1
 _FIRST_ROUTE_SEED = 100
@@ -140,7 +140,7 @@ def variants(inputs: Inputs) -> list[Variant]:
             what="vLLM LoRA on all linears, 4 mixed",
             server="lora-all",
             models=loras["all"],
-            cells=(Cell(load="decode", batch=8), Cell(load="prefill", batch=1)),
+            cells=(Cell(load="decode", batch=8),),
             slow=True,
         ),
         Variant(

@@ -9,13 +9,14 @@ c is from release R where nothing is likelier there,
 
 An answer that names the releases R_1, ..., R_k, in the order in which they were live, is theirs if it can be cut into k
 consecutive pieces (some perhaps empty) whose tokens fit their own release, and if no token came before its release was
-live, or long after. The cut with the fewest tokens that do not fit is taken; those are *stale*.
+live, or long after: by the time at which its client last had nothing to read, for what is read in one go has waited.
+The cut with the fewest tokens that do not fit is taken; those are *stale*.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.soak.eras import CLOCK_SLACK, READING_LAG, Era
+from benchmarks.soak.eras import CLOCK_SLACK, READING_LAG, Era, waiting_since
 from benchmarks.streams import StreamedRequest
 
 TIE = 0.25
@@ -35,22 +36,26 @@ class Attribution:
     """How many tokens do not fit it."""
 
 
-def attribute(named: Sequence[Era], fits: Mapping[str, Sequence[bool]], arrivals: Sequence[float]) -> Attribution:
+Times = Sequence[tuple[float, float]]
+"""Of each token, from when on it may have been waiting for its client, and when the client had it; Unix seconds."""
+
+
+def attribute(named: Sequence[Era], fits: Mapping[str, Sequence[bool]], times: Times) -> Attribution:
     """Cut an answer into the pieces of the eras that it names.
 
     Args:
         named: the eras that the response names, in order; at least one.
         fits: by release, which of the answer's tokens can be from it.
-        arrivals: when the client had each token, Unix seconds.
+        times: of each token.
     """
     misfits = [
-        [not (fits[era.release][token] and _in_time(era, at)) for era in named] for token, at in enumerate(arrivals)
+        [not (fits[era.release][token] and _in_time(era, *when)) for era in named] for token, when in enumerate(times)
     ]
     # fewest[k]: of the tokens so far, how many do not fit if the last of them is given to era k.
     fewest = [0] * len(named)
     earlier: list[list[int]] = []
     for row in misfits:
-        best, chosen, reached = len(arrivals) + 1, 0, []
+        best, chosen, reached = len(times) + 1, 0, []
         for place, misfit in enumerate(row):
             if fewest[place] < best:
                 best, chosen = fewest[place], place
@@ -66,11 +71,11 @@ def attribute(named: Sequence[Era], fits: Mapping[str, Sequence[bool]], arrivals
     return Attribution(eras=given[::-1], stale=stale)
 
 
-def arrivals_of(request: StreamedRequest) -> list[float]:
-    """Return when the client had each token."""
-    times: list[float] = []
-    for at, count in request.tokens:
-        times += [at] * (count - len(times))
+def times_of(request: StreamedRequest) -> list[tuple[float, float]]:
+    """Return the times of each token, see `Times`."""
+    times: list[tuple[float, float]] = []
+    for since, (at, count) in zip(waiting_since(request), request.tokens, strict=True):
+        times += [(since, at)] * (count - len(times))
     return times
 
 
@@ -79,5 +84,5 @@ def in_own_words(request: StreamedRequest, named: Sequence[Era], words: Words) -
     return {era.release: [token in words[era.release] for token in request.token_ids] for era in named}
 
 
-def _in_time(era: Era, arrival: float) -> bool:
-    return era.begins - CLOCK_SLACK <= arrival <= era.ends + READING_LAG
+def _in_time(era: Era, since: float, arrival: float) -> bool:
+    return era.begins - CLOCK_SLACK <= arrival and min(since, arrival - READING_LAG) <= era.ends

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.soak.attribution import TIE, Words, arrivals_of, attribute, in_own_words
+from benchmarks.soak.attribution import TIE, Words, attribute, in_own_words, times_of
 from benchmarks.soak.eras import Era
 from benchmarks.soak.references import Asked, gaps_under
 from benchmarks.soak.setting import Setting
@@ -42,7 +42,7 @@ def check(setting: Setting, answers: Named, *, afresh: int, say: Callable[[str],
     """
     words = setting.words()
     by_words = {
-        index: attribute(named, in_own_words(one, named, words), arrivals_of(one))
+        index: attribute(named, in_own_words(one, named, words), times_of(one))
         for index, (one, named) in enumerate(answers)
         if named and one.tokens
     }
@@ -86,7 +86,7 @@ def _stale_afresh(
     for index, (request, named) in picked.items():
         near = {era.release: gaps[era.release][_asked(request)] for era in named}
         fits = {release: [gap <= TIE for gap in own] for release, own in near.items()}
-        found = attribute(named, fits, arrivals_of(request))
+        found = attribute(named, fits, times_of(request))
         if found.stale:
             stale_answers[index] = {
                 "stale": found.stale,
@@ -94,7 +94,7 @@ def _stale_afresh(
                 "ended_under": request.fingerprint,
                 "prompt": list(request.prompt),
                 "token_ids": request.token_ids,
-                "arrivals": arrivals_of(request),
+                "times": times_of(request),
                 "given_to_generations": [era.generation for era in found.eras],
                 "eras": [(era.generation, era.release, era.begins) for era in named],
                 "in_own_words": in_own_words(request, named, words),

@@ -30,7 +30,7 @@ class _NeverFlips:
         return getattr(self._engine, name)
 
     async def collective_rpc(self, method: str, *arguments: Any, **named: Any) -> Any:
-        return None if method == "unlearn_flip" else await self._engine.collective_rpc(method, *arguments, **named)
+        return [] if method == "unlearn_flip" else await self._engine.collective_rpc(method, *arguments, **named)
 
 
 def _name_what_is_not_live() -> None:

@@ -16,6 +16,9 @@ CLOCK_SLACK = 0.1
 READING_LAG = 2.0
 """Seconds by which a client on busy cores may read a chunk after the server made it."""
 
+AT_ONCE = 0.005
+"""Seconds: chunks of a stream that a client reads at shorter intervals had been waiting for it; no step is as short."""
+
 _FINGERPRINT = re.compile(r"unlearn-([0-9a-f]{16})-g([0-9]+)")
 
 
@@ -59,6 +62,20 @@ def read_records(audit_log: Path) -> list[dict[str, Any]]:
     return records
 
 
+def waiting_since(request: StreamedRequest) -> list[float]:
+    """Return from when on each chunk may have been waiting for its client: when that last found nothing more to read.
+
+    A client that gets no turn for seconds reads in one go what a server made one by one.
+    """
+    since, last, waits = request.started, request.started, []
+    for at, _ in request.tokens:
+        if at - last >= AT_ONCE:
+            since = last
+        waits.append(since)
+        last = at
+    return waits
+
+
 def named_eras(request: StreamedRequest, eras: Sequence[Era]) -> list[Era]:
     """Return the eras that a response names: from its header's to its fingerprint's, and all in between.
 
@@ -79,7 +96,8 @@ def named_eras(request: StreamedRequest, eras: Sequence[Era]) -> list[Era]:
     final = next((era for era in eras if era.generation == int(named[2]) and era.release[:16] == named[1]), None)
     if final is None or final.generation < first.generation:
         return []
-    if not _overlap(final, max(request.started, last - READING_LAG), ended + CLOCK_SLACK):
+    made = min(waiting_since(request)[-1], max(request.started, last - READING_LAG))
+    if not _overlap(final, made, ended + CLOCK_SLACK):
         return []
     return [era for era in eras if first.generation <= era.generation <= final.generation]
 

@@ -22,7 +22,7 @@ from benchmarks.soak.damages import DAMAGES
 from benchmarks.soak.eras import Era, named_eras
 from benchmarks.soak.publisher import Publisher
 from benchmarks.soak.report import KillReport, Run
-from benchmarks.soak.setting import CHANNEL, Setting
+from benchmarks.soak.setting import CHANNEL, SHARED_CORES, Setting
 from benchmarks.streams import StreamedRequest
 
 STREAMS = 2
@@ -212,7 +212,13 @@ def run(setting: Setting, *, runs: int, afresh: int, seed: int, say: Say) -> Kil
         first_tokens=sum(len(one.request.token_ids) for one in kills.first),
         by_process=dict(Counter(one.killed for one in done)),
         runs=done,
-        config={"rank": RANK, "streams": STREAMS, "server_flags": list(setting.flags), "seed": seed},
+        config={
+            "rank": RANK,
+            "streams": STREAMS,
+            "server_flags": list(setting.flags),
+            "server_environment": SHARED_CORES,
+            "seed": seed,
+        },
         **describe(),
     )
     report.write(setting.out / "kills.json", found)

@@ -15,7 +15,16 @@ from benchmarks.soak.faults import FAULTS
 from benchmarks.soak.memory import MemoryWatch, after_warm_up, growth
 from benchmarks.soak.publisher import Publisher
 from benchmarks.soak.report import FaultRecord, Report
-from benchmarks.soak.setting import CHANNEL, COMMON_TOKENS, OUTPUT_TOKENS, OWN_TOKENS, RELEASES, Setting
+from benchmarks.soak.setting import (
+    CHANNEL,
+    COMMON_TOKENS,
+    OUTPUT_TOKENS,
+    OWN_TOKENS,
+    RELEASES,
+    SHARED_CORES,
+    STEP_TOKENS,
+    Setting,
+)
 from benchmarks.streams import StreamedRequest
 
 STREAMS = 4
@@ -38,7 +47,8 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
         publisher = stack.enter_context(Publisher(setting.store_folder, CHANNEL, log=log))
         server = setting.server()
         stack.callback(server.stop)
-        say(f"the server is ready after {server.wait_ready():.0f} s")
+        say(f"the server is ready after {server.wait_ready():.0f} s; warming up")
+        setting.warm_up(server)
         channel = Channel(setting, server, publisher, seed=seed)
         began = time.time()
         with MemoryWatch(server) as memory, setting.streams(server, STREAMS) as streams:
@@ -76,7 +86,9 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
             "streams": STREAMS,
             "prompt_tokens": [OWN_TOKENS, COMMON_TOKENS + OWN_TOKENS],
             "output_tokens": OUTPUT_TOKENS,
+            "step_tokens": STEP_TOKENS,
             "server_flags": list(setting.flags),
+            "server_environment": SHARED_CORES,
             "seed": seed,
         },
         **describe(),

@@ -1,11 +1,14 @@
 """What a soak runs on: marked releases in a store of its own, prompts, and the server that follows the channel."""
 
+import random
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import httpx
 
 from benchmarks.inputs import RANK, Inputs
 from benchmarks.servers import NAME, Server, ServerSpec
@@ -25,6 +28,14 @@ OWN_TOKENS, COMMON_TOKENS = 16, 128
 """Every fourth prompt begins with 128 tokens that are the same in all: one block of the prefix cache."""
 
 PROMPTS = 256
+
+STEP_TOKENS = 256
+"""Tokens that the server computes in one step at most. oneDNN keeps kernels for each number of them that it has met, in
+any vLLM on CPU: `warm_up` meets all, or they would pass for a leak."""
+
+SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Of the servers. Clients and publishers need the cores as well: importing torch binds a process to one core after the
+other, and a publisher was seen to wait for minutes for the one that a worker, bound as vLLM has it, kept busy."""
 
 
 @dataclass
@@ -90,15 +101,25 @@ class Setting:
         """Clients of `server`."""
         return Streams(server.url, NAME, self.prompts, count=count, output_tokens=output_tokens, connect=openai_client)
 
+    def warm_up(self, server: Server) -> None:
+        """Have the server compute a step of every size."""
+        chance = random.Random(0)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            for tokens in range(1, STEP_TOKENS + 1):
+                prompt = chance.choices(self.prompts[0], k=tokens)
+                body = {"model": NAME, "prompt": prompt, "max_tokens": 1}
+                client.post("/v1/completions", json=body).raise_for_status()
+
     def server(self, name: str = "soak", channel: str = CHANNEL) -> Server:
         """Start a server that follows `channel`."""
-        arguments, environment = unlearn(self.inputs, channel, *self.flags), {}
+        flags = ("--max-num-batched-tokens", str(STEP_TOKENS), *self.flags)
+        arguments, environment = unlearn(self.inputs, channel, *flags), SHARED_CORES
         if self.defect is not None and channel == CHANNEL:
             state = str(self.out / "inputs" / "state" / channel)
             config = ServingConfig(store=self.inputs.store.url, channel=channel, max_rank=RANK, state_dir=state)
-            line = vllm_command(str(self.inputs.model), config, self.flags)
+            line = vllm_command(str(self.inputs.model), config, flags)
             arguments = ["benchmarks.soak.defects", self.defect, *line[line.index(str(self.inputs.model)) :]]
-            environment = vllm_environment({})
+            environment = {**SHARED_CORES, **vllm_environment({})}
             assert line[0] == sys.executable
         spec = ServerSpec(name=name, arguments=lambda: arguments, environment=environment)
         return Server(spec, logs=self.out / "logs")

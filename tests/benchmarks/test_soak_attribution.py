@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.soak.attribution import arrivals_of, attribute, in_own_words
+from benchmarks.soak.attribution import attribute, in_own_words, times_of
 from benchmarks.soak.check import spread
 from benchmarks.soak.eras import Era, eras_of, named_eras
 from benchmarks.streams import StreamedRequest
@@ -39,7 +39,7 @@ def request(
 def stale(one: StreamedRequest, eras: Sequence[Era] = ERAS) -> int:
     named = named_eras(one, eras)
     assert named, "it names releases that were live"
-    return attribute(named, in_own_words(one, named, WORDS), arrivals_of(one)).stale
+    return attribute(named, in_own_words(one, named, WORDS), times_of(one)).stale
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,25 @@ def test_a_token_from_before_its_release_was_live_is_stale() -> None:
 
 def test_the_earlier_release_may_be_read_late_but_not_for_long() -> None:
     late = request("a" * 50, 9.0, names=(1, 2))  # the last at 13.9; A was live until 10.05, readers lag up to 2 s
-    assert stale(late) == sum(at > 12.05 for at in arrivals_of(late)) > 0
+    assert stale(late) == sum(at > 12.05 for _, at in times_of(late)) > 0
+
+
+def test_what_is_read_in_one_go_may_be_as_old_as_the_read_before_it() -> None:
+    """A client that gets no turn for seconds says nothing of when the server made what it then finds."""
+    lump = request("aabbbbbb", 13.0, names=(1, 2), every=0.001, started=9.5)
+    assert stale(lump) == 0
+    assert stale(request("aabbbbbb", 13.0, names=(1, 2), every=0.1, started=9.5)) == 1, "the second came by itself"
+    of_later = request("aabbbbbb", 13.0, names=(1, 2), every=0.001, started=10.3)
+    assert not named_eras(of_later, ERAS), "it names a release that was gone before it was asked for"
+    names_late = request("bbbb", 23.0, names=(2, 2), every=0.001, started=19.0)
+    assert stale(names_late) == 0
 
 
 def test_stale_keys_and_values_show_as_tokens_that_a_fresh_computation_would_not_give() -> None:
     one = request("aabbbb", 9.8, names=(1, 2))
     named = named_eras(one, ERAS)
     fresh = {A: [True, True, False, False, False, False], B: [True, True, False, True, False, True]}
-    assert attribute(named, fresh, arrivals_of(one)).stale == 2
+    assert attribute(named, fresh, times_of(one)).stale == 2
 
 
 def test_the_cut_is_the_best_of_all() -> None:
@@ -95,7 +106,7 @@ def test_the_cut_is_the_best_of_all() -> None:
             for one in range(8)
             for two in range(one, 8)
         ]
-        found = attribute(eras, fits, [1.0] * 7)
+        found = attribute(eras, fits, [(1.0, 1.0)] * 7)
         assert found.stale == min(tried)
         given = [era.generation for era in found.eras]
         assert given == sorted(given), "a release that is gone does not come back"

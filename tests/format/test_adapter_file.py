@@ -20,6 +20,7 @@ from unlearn_serve.format import (
     tensor_names,
     write_manifest,
 )
+from unlearn_serve.format.adapter_file import _is_finite
 
 DOWN, UP = tensor_names(SITES[3])
 OTHER_DOWN, OTHER_UP = tensor_names(SITES[1])
@@ -97,6 +98,13 @@ def test_nan_is_found_in_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None
     tensors[DOWN][0, 0] = float("nan")
     with pytest.raises(AdapterFileError, match="got NaN or inf"):
         load_with(tmp_path, tensors=save(tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_is_judged_as_torch_does(dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    judged = [_is_finite(number) for number in every.split(1)]
+    assert judged == torch.isfinite(every).tolist()
 
 
 def test_a_files_size_is_checked_first(adapter: Path) -> None:

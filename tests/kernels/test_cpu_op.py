@@ -81,7 +81,10 @@ def dot_calls() -> int:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("rank", "d"), [(17, 8), (33, 24), (1, 64), (64, 576), (24, 896), (40, 2304), (256, 64)])
+@pytest.mark.parametrize(
+    ("rank", "d"),
+    [(17, 8), (33, 24), (1, 64), (64, 576), (24, 896), (16, 1536), (40, 2304), (8, 4096), (5, 8192), (256, 64)],
+)
 @pytest.mark.parametrize("pattern", ["none", "one", "distinct", "skewed", "zipf"])
 def test_agrees_with_reference(pattern: str, rank: int, d: int, dtype: torch.dtype) -> None:
     weights = buffers(8, rank, d, dtype)

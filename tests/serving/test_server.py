@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from support.server import (
     CLI,
     GENEROUS_SECONDS,
     MODEL_NAME,
+    POLLS_SECONDS,
     Server,
     running,
     serve_command,
@@ -26,6 +28,7 @@ from support.server import (
     stream_chat,
     wait_until,
 )
+from support.stopped import stopped
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_serve.demo.checkpoint import ensure_checkpoint
@@ -131,21 +134,27 @@ def test_a_swap_under_load_keeps_every_stream_and_process(
 ) -> None:
     before = server.status()
     new = _other(releases, before["live"]["release"])
+    old = before["live"]["release"], str(before["live"]["generation"])
+    generated = server.tokens(*old)["generated"]
     tokens, count = 120, 8
-    begun = [Event() for _ in range(count)]
+    accepted = [Event() for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
-        streams = [
-            pool.submit(stream_chat, server, f"Tell me about the number {i}.", tokens=tokens, begun=begun[i].set)
-            for i in range(count)
-        ]
-        for one in begun:
-            assert one.wait(GENEROUS_SECONDS)
-        entry = store.promote(new, CHANNEL, actor="test")
+        # However late this process gets its turns: not one token comes before all is under way.
+        with stopped(*(worker["pid"] for worker in before["workers"])):
+            streams = [
+                pool.submit(
+                    stream_chat, server, f"Tell me about the number {number}.", tokens=tokens, accepted=event.set
+                )
+                for number, event in enumerate(accepted)
+            ]
+            assert all(event.wait(GENEROUS_SECONDS) for event in accepted)
+            entry = store.promote(new, CHANNEL, actor="test")
+            time.sleep(POLLS_SECONDS)
         after = server.wait_live(entry.generation)
-        assert not any(stream.done() for stream in streams), "the swap must come while all streams run"
         done = [stream.result(GENEROUS_SECONDS) for stream in streams]
 
     # A stream that spans the swap: begun under the old release, ended under the new one.
+    assert server.tokens(*old)["generated"] > generated
     assert {stream.release for stream in done} == {before["live"]["release"]}
     assert {stream.fingerprint for stream in done} == {f"unlearn-{new[:16]}-g{entry.generation}"}
     assert {(stream.finish_reason, stream.completion_tokens) for stream in done} == {("length", tokens)}

@@ -5,15 +5,18 @@ message names) before anything else.
 """
 
 import asyncio
+import copy
 import inspect
 import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import httpx
 import pytest
+import torch
 import vllm
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -25,6 +28,8 @@ from vllm.config import MultiModalConfig
 from vllm.engine.protocol import EngineClient
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins, init_endpoint_plugins_state
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
+from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, EngineCoreClient
 from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
 
 from unlearn_serve.serving import vllm_internals
@@ -80,11 +85,9 @@ class TestConfig:
         require(config.parallel_config.worker_extension_cls == "", "ParallelConfig.worker_extension_cls")
 
     def test_unsupported_settings(self, config: Any) -> None:
-        require(list(vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))) == [], "defaults")
-        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=2))
-        assert line == "--api-server-count: expected 1, got 2"
-        require(config.parallel_config.data_parallel_size == 1, "ParallelConfig.data_parallel_size")
+        require(list(vllm_internals.unsupported_settings(config)) == [], "defaults")
         require(config.kv_transfer_config is None, "VllmConfig.kv_transfer_config")
+        require(config.parallel_config.enable_elastic_ep is False, "ParallelConfig.enable_elastic_ep")
 
     def test_what_would_load_what_a_client_names_is_refused(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         require(config.model_config.enable_prompt_embeds is False, "ModelConfig.enable_prompt_embeds")
@@ -93,14 +96,14 @@ class TestConfig:
 
         with monkeypatch.context() as with_adapters:
             with_adapters.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-            (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+            (line,) = vllm_internals.unsupported_settings(config)
             assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: "), "without --enable-lora too"
         monkeypatch.setattr(config.model_config, "enable_prompt_embeds", True)
-        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        (line,) = vllm_internals.unsupported_settings(config)
         assert line.startswith("--enable-prompt-embeds")
         monkeypatch.setattr(config.model_config, "enable_prompt_embeds", False)
         monkeypatch.setattr(config.model_config, "multimodal_config", MultiModalConfig(enable_mm_embeds=True))
-        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        (line,) = vllm_internals.unsupported_settings(config)
         assert line.startswith("--enable-prompt-embeds, --enable-mm-embeds: ")
 
     def test_development_routes_are_refused(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +113,7 @@ class TestConfig:
         app = build_app(_parse("serve", "model", "--api-key", "secret", *_SETTINGS), ("generate",))
 
         require("/collective_rpc" in app.openapi()["paths"], "VLLM_SERVER_DEV_MODE: does it still open this route?")
-        (line,) = vllm_internals.unsupported_settings(config, Namespace(api_server_count=None))
+        (line,) = vllm_internals.unsupported_settings(config)
         assert line.startswith("VLLM_SERVER_DEV_MODE: ")
 
 
@@ -189,7 +192,6 @@ class TestEngineClient:
     def test_pause_can_keep_abort_or_wait_for_requests(self) -> None:
         from vllm.v1.core.sched.interface import PauseState
         from vllm.v1.engine import PauseMode
-        from vllm.v1.engine.core import EngineCoreProc
 
         require({"keep", "abort", "wait"} <= set(get_args(PauseMode)), "the modes of pause_generation")
         require({"PAUSED_ALL", "PAUSED_NEW"} <= set(PauseState.__members__), "PauseState")
@@ -199,7 +201,6 @@ class TestEngineClient:
     def test_a_wait_that_was_given_up_ends_with_a_later_pause(self) -> None:
         """A drain that takes too long: its call is cancelled, and its answer, when it comes, must do no harm."""
         from vllm.v1.engine import UtilityOutput
-        from vllm.v1.engine.core import EngineCoreProc
         from vllm.v1.engine.core_client import _process_utility_output
 
         async def answer_a_cancelled_call() -> None:
@@ -217,6 +218,146 @@ class TestEngineClient:
         source = inspect.getsource(Scheduler.reset_prefix_cache)
         require("self._preempt_request(request, timestamp, drop_stale_output=True)" in source, "Scheduler's preemption")
         require("self.kv_cache_manager.reset_prefix_cache()" in source, "Scheduler drops the KV cache")
+
+
+class TestEngines:
+    """Data parallel engines: what serving/workers.py calls, and what it refuses."""
+
+    @pytest.fixture(scope="class")
+    def engines(self, config: Any) -> Iterator[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            set_environment(patch)
+            yield create_config(Path(config.model_config.model), data_parallel_size=2)
+
+    def test_settings_that_name_them(self, config: Any, engines: Any) -> None:
+        parallel = engines.parallel_config
+        require((parallel.data_parallel_size, parallel.data_parallel_size_local) == (2, 2), "--data-parallel-size")
+        require(parallel.local_engines_only is False, "ParallelConfig.local_engines_only")
+        require(config.parallel_config.data_parallel_size == 1, "ParallelConfig.data_parallel_size")
+        require(vllm_internals.engine_index(config) == 0, "ParallelConfig.data_parallel_index")
+        source = inspect.getsource(EngineCoreProc.run_engine_core)
+        require("parallel_config.data_parallel_index = dp_rank" in source, "each engine knows its number")
+
+    def test_engines_that_step_together_or_are_out_of_reach_are_refused(
+        self, engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert list(vllm_internals.unsupported_settings(engines)) == []
+        mixture = create_config(write_tiny_model(tmp_path / "moe", family="mixtral"), data_parallel_size=2)
+        (line,) = vllm_internals.unsupported_settings(mixture)
+        assert line.startswith("--data-parallel-size: expected 1 for a mixture of experts, got 2")
+        source = inspect.getsource(EngineCoreProc.run_engine_core)
+        require("if data_parallel and vllm_config.model_config.is_moe:" in source, "which engines step together")
+        monkeypatch.setattr(engines.parallel_config, "data_parallel_size_local", 1)
+        (line,) = vllm_internals.unsupported_settings(engines)
+        assert line.startswith("--data-parallel-size-local: expected all 2 engines on this machine, got 1")
+        monkeypatch.setattr(engines.parallel_config, "data_parallel_external_lb", True)
+        (line,) = vllm_internals.unsupported_settings(engines)
+        assert line.startswith("--data-parallel-external-lb, --data-parallel-hybrid-lb, --data-parallel-rank: ")
+        monkeypatch.setattr(engines.parallel_config, "enable_elastic_ep", True)
+        assert list(vllm_internals.unsupported_settings(engines))[1].startswith("--enable-elastic-ep: ")
+
+    def test_pause_resume_and_reset_reach_every_engine_and_return_when_all_have_answered(self) -> None:
+        source = inspect.getsource(EngineCoreClient.make_async_mp_client)
+        require("return DPLBAsyncMPClient(" in source, "the client of several engines")
+        require_parameters(AsyncMPClient.call_utility_all_async, "method", "args")
+        source = inspect.getsource(DPLBAsyncMPClient.call_utility_async)
+        require("return (await self.call_utility_all_async(method, *args))[0]" in source, "a call is of all engines")
+        for method, call in (
+            ("pause_scheduler_async", 'call_utility_async("pause_scheduler", mode, clear_cache)'),
+            ("resume_scheduler_async", 'call_utility_async("resume_scheduler")'),
+            ("reset_prefix_cache_async", "call_utility_all_async("),
+        ):
+            require(call in inspect.getsource(getattr(AsyncMPClient, method)), f"AsyncMPClient.{method}")
+            require(method not in vars(DPLBAsyncMPClient), f"DPLBAsyncMPClient.{method}")
+
+    def test_all_workers_of_all_engines_answer(self, config: Any, engines: Any) -> None:
+        class Core:
+            async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
+                require_parameters(EngineCore.collective_rpc, "method", "timeout", "args", "kwargs")
+                assert call == ("collective_rpc", "method", None, (1, "two"), None)
+                return [["a", "b"], ["c", "d"]]
+
+        class Client:
+            vllm_config = engines
+            engine_core = Core()
+
+            async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[str]:
+                return [method, *args]
+
+        several: Any = Client()
+        assert asyncio.run(vllm_internals.call_workers(several, "method", [1, "two"])) == [["a", "b"], ["c", "d"]]
+        source = inspect.getsource(AsyncLLM)
+        require("self.engine_core = EngineCoreClient.make_async_mp_client(" in source, "AsyncLLM.engine_core")
+        several.vllm_config = config
+        assert asyncio.run(vllm_internals.call_workers(several, "method", ["one"])) == [["method", "one"]]
+
+    def test_of_several_workers_answers_behind_a_failure_are_not_read(self) -> None:
+        """Why serving/answers.py lets no call raise; should vLLM read them all, it may go."""
+        from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+        source = inspect.getsource(MultiprocExecutor.collective_rpc)
+        reading = source[source.find("for mq in response_mqs:") : source.find("responses.append(result)")]
+        require("raise RuntimeError(" in reading, "how collective_rpc reads answers")
+
+
+class TestApiServers:
+    """Several API servers of one `vllm serve`: the first swaps, the others observe."""
+
+    def test_each_knows_its_number(self, config: Any) -> None:
+        from vllm.entrypoints.launchers.api_server import entry
+        from vllm.v1.utils import APIServerProcessManager
+
+        require(vllm_internals.api_server_index(config) == (0, 1), "ParallelConfig._api_process_rank and _count")
+        source = inspect.getsource(entry.build_async_engine_client)
+        require('engine_args._api_process_rank = client_config.get("client_index", 0)' in source, "numbers are set")
+        source = inspect.getsource(APIServerProcessManager.__init__)
+        require('multiprocessing.get_context("spawn")' in source, "one process starts all, with multiprocessing")
+        require('"client_index": i' in source, "numbers count from 0")
+
+    def test_where_one_dies_all_end(self) -> None:
+        from vllm.v1.utils import wait_for_completion_or_failure
+
+        source = inspect.getsource(wait_for_completion_or_failure)
+        require("if proc is not None and proc.exitcode != 0:" in source, "wait_for_completion_or_failure")
+
+    def test_statistics_of_a_step_are_recorded_before_its_answers_are_made(self) -> None:
+        source = inspect.getsource(AsyncLLM._run_output_handler)
+        processed, recorded = source.find("output_processor.process_outputs("), source.find(".record(")
+        require(0 <= processed < recorded, "the output handler records a step after it has processed it")
+        source = inspect.getsource(AsyncLLM.__init__)
+        require("load_stat_logger_plugin_factories()" in source, "plugins record whatever flags say of statistics")
+
+
+class TestTensorParallel:
+    """A site must see the sum over the ranks: serving/models.py refuses blocks that sum later."""
+
+    @pytest.mark.parametrize(("family", "sums_later"), [("llama", False), ("cohere", True)])
+    def test_partial_sums_are_told(
+        self, family: str, sums_later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from vllm.model_executor.layers.linear import RowParallelLinear
+        from vllm.model_executor.model_loader.utils import initialize_model
+
+        monkeypatch.setenv("VLLM_PLUGINS", "")  # vLLM's own models
+        config = create_config(write_tiny_model(tmp_path / family, family=family))
+        with lone_worker(config):
+            ffn = initialize_model(config).model.layers[0].mlp
+        assert not vllm_internals.leaves_partial_sums(ffn), "one rank has the whole sum"
+        require(isinstance(ffn.down_proj, RowParallelLinear), "RowParallelLinear")
+        require(ffn.down_proj.tp_size == 1, "RowParallelLinear.tp_size")
+        require(ffn.down_proj.reduce_results is not sums_later, "RowParallelLinear.reduce_results")
+        ffn.down_proj.tp_size = 2
+        assert vllm_internals.leaves_partial_sums(ffn) is sums_later
+
+    def test_partial_sums_of_experts_are_told(self) -> None:
+        from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+
+        require("skip_final_all_reduce" in FusedMoEConfig.__dataclass_fields__, "FusedMoEConfig.skip_final_all_reduce")
+        block, experts = torch.nn.Module(), torch.nn.Module()
+        block.experts = experts
+        for later in (False, True):
+            experts.moe_config = SimpleNamespace(skip_final_all_reduce=later)  # type: ignore[assignment]
+            assert vllm_internals.leaves_partial_sums(block) is later
 
 
 class TestGeneralPlugins:
@@ -381,6 +522,83 @@ class TestStatLogger:
         from vllm.v1.metrics.stats import SchedulerStats
 
         require(SchedulerStats().running_lora_adapters == {}, "SchedulerStats.running_lora_adapters")
+
+
+class TestPause:
+    """vllm_internals.pause_generation takes AsyncLLM.pause_generation apart."""
+
+    def test_what_vllm_does(self) -> None:
+        from vllm.v1.engine.core_client import AsyncMPClient
+
+        require_parameters(AsyncMPClient.pause_scheduler_async, "self", "mode", "clear_cache")
+        source = inspect.getsource(AsyncLLM.pause_generation)
+        calls = [line.strip() for line in source.splitlines() if line.strip().startswith("await")]
+        require(
+            calls
+            == [
+                "await self.renderer.clear_mm_cache_async()",
+                "await self.engine_core.pause_scheduler_async(mode=mode, clear_cache=clear_cache)",
+                "await asyncio.sleep(0.02)",
+            ],
+            "AsyncLLM.pause_generation: another step",
+        )
+        require("outputs_queue.put_nowait(outputs)" in inspect.getsource(AsyncMPClient), "AsyncMPClient.outputs_queue")
+
+    def test_outputs_are_processed_by_what_the_processor_has_for_it_at_that_moment(self) -> None:
+        """The step that follows a swap is named before it is answered: `call_before_outputs` relies on it."""
+        source = inspect.getsource(AsyncLLM._run_output_handler)
+        require("output_processor.process_outputs(" in source, "AsyncLLM._run_output_handler: process_outputs")
+        calls: list[str] = []
+
+        class Processor:
+            def process_outputs(self, outputs: str, *, stats: str) -> str:
+                calls.append(f"{outputs} {stats}")
+                return "processed"
+
+        engine = AsyncLLM.__new__(AsyncLLM)
+        engine.output_processor = Processor()
+        vllm_internals.call_before_outputs(engine, lambda: calls.append("looked"))
+        assert engine.output_processor.process_outputs("outputs", stats="stats") == "processed"
+        assert calls == ["looked", "outputs stats"]
+
+    @pytest.mark.parametrize("servers", [1, 2])
+    def test_returns_once_everything_before_it_has_been_passed_on(self, config: Any, servers: int) -> None:
+        """However many turns of the loop the outputs need, and though new ones still come in."""
+        passed_on: list[int] = []
+
+        class Core:
+            def __init__(self) -> None:
+                self.outputs_queue: asyncio.Queue[int] = asyncio.Queue()
+
+            async def pause_scheduler_async(self, *, mode: str, clear_cache: bool) -> None:
+                assert (mode, clear_cache) == ("keep", False)
+                for number in range(5):
+                    self.outputs_queue.put_nowait(number)
+
+        class Renderer:
+            async def clear_mm_cache_async(self) -> None:
+                pass
+
+        async def pass_on(core: Core) -> None:
+            while True:
+                number = await core.outputs_queue.get()
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                passed_on.append(number)
+
+        async def pause() -> None:
+            engine = AsyncLLM.__new__(AsyncLLM)
+            engine.engine_core = Core()
+            engine.renderer = Renderer()
+            engine.vllm_config = copy.copy(config)
+            engine.vllm_config.parallel_config = copy.copy(config.parallel_config)
+            engine.vllm_config.parallel_config._api_process_count = servers
+            task = asyncio.create_task(pass_on(engine.engine_core))
+            await vllm_internals.pause_generation(engine, "keep")
+            assert passed_on == [0, 1, 2, 3, 4]
+            task.cancel()
+
+        asyncio.run(pause())
 
 
 class TestCommandLine:

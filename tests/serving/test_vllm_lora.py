@@ -4,7 +4,6 @@ A failure here names what a vLLM release moved: change `unlearn_serve/serving/vl
 """
 
 import inspect
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,10 +62,9 @@ class TestConfig:
 
     def test_what_is_refused_beside_adapters(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         require(config.parallel_config.enable_dbo is False, "ParallelConfig.enable_dbo")
-        args = Namespace(api_server_count=None)
-        assert list(vllm_internals.unsupported_settings(config, args)) == []
+        assert list(vllm_internals.unsupported_settings(config)) == []
         monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        (line,) = vllm_internals.unsupported_settings(config, args)
+        (line,) = vllm_internals.unsupported_settings(config)
         assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING: ")
 
 

@@ -37,11 +37,11 @@ def stage_and_flip(llm: Any, release: str) -> None:
     """Make `release` live on an idle offline engine: the swap without pause, for requests that do not run yet."""
     import time
 
-    llm.collective_rpc("unlearn_stage", args=(release,))
+    assert llm.collective_rpc("unlearn_stage", args=(release,)) == [None]
     while (status := llm.collective_rpc("unlearn_status")[0])["staging"] == "busy":
         time.sleep(0.01)
     assert status["staging"] == "ready", status["error"]
-    llm.collective_rpc("unlearn_flip", args=(release,))
+    assert llm.collective_rpc("unlearn_flip", args=(release,)) == [None]
     llm.reset_prefix_cache()
 
 
@@ -52,11 +52,11 @@ def hold_route(llm: Any, release: str, lora_id: int, folder: Path) -> Any:
     from vllm.lora.request import LoRARequest
 
     path = str(folder / f"{release}-{lora_id}")
-    llm.collective_rpc("unlearn_stage_route", args=(release, lora_id, path))
+    assert llm.collective_rpc("unlearn_stage_route", args=(release, lora_id, path)) == [None]
     while (state := llm.collective_rpc("unlearn_route_staging", args=(lora_id,))[0])[0] == "busy":
         time.sleep(0.01)
     assert state[0] == "ready", state
-    llm.collective_rpc("unlearn_adopt_route", args=(lora_id,))
+    assert llm.collective_rpc("unlearn_adopt_route", args=(lora_id,)) == [None]
     return LoRARequest(lora_name=f"base@{release}", lora_int_id=lora_id, lora_path=path)
 
 
@@ -73,10 +73,11 @@ def batch_log_probabilities(llm: Any, prompts: list[list[int]], adapters: list[A
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, detokenize=False)
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
     named = {"lora_request": adapters} if any(adapters) else {}
-    return [_log_probabilities(output) for output in llm.generate(inputs, sampling, use_tqdm=False, **named)]
+    return [log_probabilities_of(output) for output in llm.generate(inputs, sampling, use_tqdm=False, **named)]
 
 
-def _log_probabilities(output: Any) -> torch.Tensor:
+def log_probabilities_of(output: Any) -> torch.Tensor:
+    """The same, from one answer of vLLM's to a request with `prompt_logprobs`."""
     rows = []
     for position in output.prompt_logprobs[1:]:
         row = torch.full((max(position) + 1,), float("nan"))

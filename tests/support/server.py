@@ -21,6 +21,9 @@ from support.engine import SETTINGS_ENVIRONMENT
 GENEROUS_SECONDS = 300.0
 """Limit of every wait: reached only where something is broken, however busy the machine is."""
 
+POLLS_SECONDS = 2.0
+"""Eight polls: in that time a follower has seen a promote and begun to stage, where workers are stopped and so idle."""
+
 Result = TypeVar("Result")
 
 CLI = str(Path(sys.executable).with_name("unlearn-serve"))
@@ -168,9 +171,15 @@ class Stream:
 
 
 def stream_chat(
-    server: Server, prompt: str, *, tokens: int, begun: Callable[[], None] = lambda: None, model: str = MODEL_NAME
+    server: Server,
+    prompt: str,
+    *,
+    tokens: int,
+    accepted: Callable[[], None] = lambda: None,
+    begun: Callable[[], None] = lambda: None,
+    model: str = MODEL_NAME,
 ) -> Stream:
-    """Stream exactly `tokens` tokens; `begun` is called when the first of them is here."""
+    """Stream exactly `tokens` tokens; `accepted` is called when the headers are here, `begun` with the first text."""
     body = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
@@ -183,6 +192,7 @@ def stream_chat(
     text, finish_reason, fingerprint, count = "", None, None, 0
     with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200, response.read()
+        accepted()
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from support.server import free_port
@@ -35,3 +36,19 @@ def lone_worker(config: Any) -> Iterator[None]:
             yield
         finally:
             cleanup_dist_env_and_memory()
+
+
+@contextmanager
+def pipeline_stage(config: Any, rank: int, stages: int) -> Iterator[None]:
+    """The same for the worker of one of several pipeline stages, as far as building its model goes."""
+    from vllm.distributed import parallel_state
+
+    with lone_worker(config):
+        whole = parallel_state.get_pp_group()
+        parallel_state._PP = SimpleNamespace(
+            rank_in_group=rank, world_size=stages, is_first_rank=rank == 0, is_last_rank=rank == stages - 1
+        )
+        try:
+            yield
+        finally:
+            parallel_state._PP = whole

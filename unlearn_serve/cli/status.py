@@ -90,10 +90,11 @@ def _show_one(server: Server, *, as_json: bool) -> None:
         if answer[problem]:
             summary.add_row(f"[bold red]{problem.replace('_', ' ')}[/]", answer[problem])
     stdout.print(summary)
-    workers = Table("worker", "pid", "release", "sites", "since", "staging")
+    several = len({worker.get("engine", 0) for worker in answer["workers"]}) > 1
+    workers = Table("engine.rank" if several else "worker", "pid", "release", "sites", "since", "staging")
     for worker in answer["workers"]:
         workers.add_row(
-            str(worker["rank"]),
+            f"{worker.get('engine', 0)}.{worker['rank']}" if several else str(worker["rank"]),
             str(worker["pid"]),
             (worker["release"] or "plain")[:16],
             str(len(worker["sites"])),

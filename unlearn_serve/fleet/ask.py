@@ -44,6 +44,7 @@ class Live(_Said):
 class Worker(_Said):
     """One worker of a server."""
 
+    engine: int = 0
     rank: int
     release: Release | None
 

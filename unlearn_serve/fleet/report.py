@@ -85,7 +85,10 @@ def _one_line(text: str) -> str:
 def _not_enforced(status: Status) -> str:
     if not status.live.generation:
         return "it serves the plain model"
-    on = ", ".join(f"{worker.rank}: {(worker.release or 'plain')[:16]}" for worker in status.workers)
+    several = len({worker.engine for worker in status.workers}) > 1
+    names = [f"{worker.engine}.{worker.rank}" if several else str(worker.rank) for worker in status.workers]
+    held = [(worker.release or "plain")[:16] for worker in status.workers]
+    on = ", ".join(f"{name}: {release}" for name, release in zip(names, held, strict=True))
     return f"expected every worker on {status.live.release[:16]}, got {on or 'no worker'}"
 
 

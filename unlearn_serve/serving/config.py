@@ -101,6 +101,22 @@ class ServingConfig(BaseModel):
             where = ".".join(str(part) for part in (CONFIG_KEY, *first["loc"]))
             raise NotEnforced(f"--additional-config: {where}: {first['msg']}, got {first['input']!r}") from error
 
+    def require_servers(self, servers: int) -> None:
+        """Refuse what several API servers of one `vllm serve` cannot do.
+
+        Raises:
+            NotEnforced: they cannot share routes, or who asks one of them for a swap might ask another than swaps.
+        """
+        if servers > 1 and self.routes:
+            raise NotEnforced(
+                f"--routes: expected --api-server-count 1, got {servers}: each API server numbers adapters by itself"
+            )
+        if servers > 1 and self.admin_listen is None:
+            raise NotEnforced(
+                "--api-server-count (by default as many as --data-parallel-size): expected 1 without --admin-listen, "
+                f"got {servers}: admin calls must reach the one that follows the channel"
+            )
+
     def open_store(self) -> Store:
         """Open the store, with the trusted keys: the only way in which a server may do so.
 
@@ -114,3 +130,8 @@ class ServingConfig(BaseModel):
         """The folder of this store and channel, for the last applied release and the audit log."""
         root = Path(self.state_dir) if self.state_dir else default_state_dir()
         return root / hashlib.sha256(f"{self.store}\n{self.channel}".encode()).hexdigest()[:16]
+
+    @property
+    def board_path(self) -> Path:
+        """The file that several API servers share."""
+        return self.state_path / "board"

@@ -169,7 +169,7 @@ class Follower:
         event: Event = "refusal"
         outcome: metrics.Outcome = "undone" if isinstance(error, SwapUndone) else "refused"
         if isinstance(error, SwapBroken):
-            self.live.broken = str(error)
+            self.live.break_off(str(error))
             event = outcome = "broken"
         metrics.note_refusal(mode, outcome, error)
         self._seen_generation = entry.generation

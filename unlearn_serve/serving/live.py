@@ -4,6 +4,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from unlearn_serve.serving.board import Board, Record
 from unlearn_serve.serving.records import SwapRecord
 from unlearn_serve.store import ChannelEntry
 
@@ -13,7 +14,7 @@ HISTORY_LENGTH = 1000
 
 @dataclass(kw_only=True)
 class Live:
-    """Mutated by the follower only, on the event loop."""
+    """Mutated by the follower only, or by the observer in its place, on the event loop."""
 
     channel: str
     entry: ChannelEntry | None = None
@@ -27,6 +28,8 @@ class Live:
     refused: str | None = None
     """Why the channel's newest entry is not live."""
     swaps: deque[SwapRecord] = field(default_factory=lambda: deque(maxlen=HISTORY_LENGTH))
+    board: Board | None = None
+    """Where the other API servers read what is live."""
 
     @property
     def release(self) -> str:
@@ -49,3 +52,18 @@ class Live:
         self.deletion_ids = deletion_ids
         self.since = time.time()
         self.refused = None
+        self._show()
+
+    def break_off(self, why: str) -> None:
+        """Let nothing be served any more."""
+        self.broken = why
+        self._show()
+
+    def show_on(self, board: Board) -> None:
+        """Let the other API servers read what is live, from now on."""
+        self.board = board
+        self._show()
+
+    def _show(self) -> None:
+        if self.board is not None:
+            self.board.write(Record(entry=self.entry, broken=self.broken))

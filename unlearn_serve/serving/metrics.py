@@ -1,6 +1,6 @@
 """What this server tells Prometheus, on vLLM's own /metrics: the objects, and one function for each thing that happens.
 
-Lives in the API server's process. `docs/operations.md` lists the metrics, `docs/grafana.json` draws them.
+Lives in the processes of the API servers. `docs/operations.md` lists the metrics, `docs/grafana.json` draws them.
 """
 
 from collections import OrderedDict
@@ -28,7 +28,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30,
 
 
 def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-    # One process sets them; where PROMETHEUS_MULTIPROC_DIR is set all the same, this keeps its pid off the labels.
+    # One process sets them, of several API servers the first; this keeps its pid off the labels.
     return Gauge(name, text, labels, multiprocess_mode="mostrecent")
 
 
@@ -110,14 +110,19 @@ def count_step(
         count(FINISHED, (*release, reason))
 
 
+def count_under(live: Live) -> tuple[str, str, str]:
+    """Count under what is live from now on; returns the labels that name it."""
+    global _live
+    _live = (live.channel, live.release, str(live.generation))
+    return _live
+
+
 def note_live(live: Live) -> None:
     """Show what is live, and count under it, from now on; called while generation is paused."""
-    global _live
     if _live is not None:
         LIVE.labels(*_live).set(0)  # for a multi-process directory, which forgets nothing
         LIVE.remove(*_live)
-    _live = (live.channel, live.release, str(live.generation))
-    LIVE.labels(*_live).set(1)
+    LIVE.labels(*count_under(live)).set(1)
     GENERATION.labels(live.channel).set(live.generation)
     REFUSED.set(0)
 

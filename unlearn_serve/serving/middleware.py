@@ -31,13 +31,14 @@ class NameRelease:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        live = scope["app"].state.unlearning.live
-        if live.broken and not scope["path"].startswith(_ANSWER_WHEN_BROKEN):
-            await error_answer(503, f"not serving: {live.broken}")(scope, receive, send)
+        follower = scope["app"].state.unlearning  # or an observer, whose `live` is new at each look
+        if (broken := follower.live.broken) and not scope["path"].startswith(_ANSWER_WHEN_BROKEN):
+            await error_answer(503, f"not serving: {broken}")(scope, receive, send)
             return
 
         async def send_named(message: "Message") -> None:
             if message["type"] == "http.response.start":
+                live = follower.live
                 headers = MutableHeaders(scope=message)
                 route = scope.get(SERVED_RELEASE)
                 headers[RELEASE_HEADER] = route or live.release

@@ -102,7 +102,8 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     Raises:
         NotEnforced: the endpoint plugin or the worker extension is missing, or there is no release and the plain
             model is not allowed.
-        UnsupportedModel: a local block has no feed-forward module to hang a site on.
+        UnsupportedModel: a local block has no feed-forward module to hang a site on, or one that returns a rank's part
+            of a sum.
     """
     from unlearn_serve.format.fingerprint import fingerprint_base_model
 
@@ -112,6 +113,7 @@ def equip(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) ->
     if vllm_config.parallel_config.worker_extension_cls != WORKER_EXTENSION:
         got = vllm_config.parallel_config.worker_extension_cls or "none"
         raise NotEnforced(f"--worker-extension-cls: expected {WORKER_EXTENSION}, got {got}")
+    config.require_servers(vllm_internals.api_server_index(vllm_config)[1])  # before the weights are read
     layers = _build(model, vllm_config, config)
     layers.base_model = fingerprint_base_model(vllm_internals.base_model_dir(vllm_config))
     start_on_release(layers, config)
@@ -138,6 +140,8 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
     missing = sorted(set(local) - set(found))
     if missing:
         raise UnsupportedModel(f"{type(model).__name__}: no feed-forward module found in blocks {missing}")
+    if vllm_config.parallel_config.tensor_parallel_size > 1:
+        _require_whole_sums(model, [found[block][1] for block in local])
     if torch.get_default_device().type == "cpu":
         logger.info("unlearn-serve: layers are applied by: %s", load_cpu_op().description)
     layers = build_sites(
@@ -157,6 +161,15 @@ def _build(model: nn.Module, vllm_config: "VllmConfig", config: ServingConfig) -
         end_forward_in_site(found[block][1], site)
         layers.hosts[block] = found[block][1]
     return layers
+
+
+def _require_whole_sums(model: nn.Module, ffns: list[nn.Module]) -> None:
+    if any(vllm_internals.leaves_partial_sums(ffn) for ffn in ffns):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: expected feed-forward networks that return sums over all ranks, got some whose "
+            "blocks sum later, so that a layer would act on parts of the sum: serve it with "
+            "--tensor-parallel-size 1"
+        )
 
 
 def _route_slots(vllm_config: "VllmConfig", config: ServingConfig) -> int:

@@ -19,6 +19,7 @@ from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import PLAIN, Live
 from unlearn_serve.serving.route_names import RouteNames
 from unlearn_serve.serving.route_tokens import RouteTokens
+from unlearn_serve.serving.workers import Workers
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -53,6 +54,7 @@ class Routes:
         self.config = config
         self.names = RouteNames(vllm_lora.base_names(app_state), config.route_aliases)
         self._engine = engine
+        self._workers = Workers(engine)
         self._live = live
         self._app_state = app_state
         ordinary = vllm_lora.named_adapters(app_state)
@@ -158,11 +160,11 @@ class Routes:
         path = str(self._paths / f"{digest}-{lora_id}")
         name = self.names.canonical(digest)
         try:
-            await self._engine.collective_rpc("unlearn_stage_route", args=(digest, lora_id, path))
+            await self._workers.call("unlearn_stage_route", digest, lora_id, path)
             await self._wait_staged(digest, lora_id)
-            await self._engine.collective_rpc("unlearn_adopt_route", args=(lora_id,))
+            await self._workers.call("unlearn_adopt_route", lora_id)
         except BaseException:
-            await self._engine.collective_rpc("unlearn_drop_route", args=(lora_id,))
+            await self._workers.call("unlearn_drop_route", lora_id)
             raise
         route = HeldRoute(release=digest, name=name, lora_id=lora_id, deletion_ids=deletion_ids)
         self._held[digest] = route
@@ -173,7 +175,7 @@ class Routes:
     async def _wait_staged(self, digest: str, lora_id: int) -> None:
         deadline = time.monotonic() + self.config.stage_timeout_seconds
         while True:
-            states = await self._engine.collective_rpc("unlearn_route_staging", args=(lora_id,))
+            states = await self._workers.call("unlearn_route_staging", lora_id)
             for rank, (state, error) in enumerate(states):
                 if state == "failed":
                     raise RouteRefused(f"worker {rank} could not take release {digest}: {error}")
@@ -207,7 +209,7 @@ class Routes:
         metrics.ROUTES_HELD.set(len(self._held))
         metrics.ROUTE_EVICTIONS.inc()
         vllm_lora.forget_adapter(self._app_state, route.name)
-        await self._engine.collective_rpc("unlearn_drop_route", args=(route.lora_id,))
+        await self._workers.call("unlearn_drop_route", route.lora_id)
 
 
 def status_of(error: UnlearnServeError) -> int:

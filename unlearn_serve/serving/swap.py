@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from unlearn_serve.errors import NotEnforced, SwapError
+from unlearn_serve.errors import SwapError
 from unlearn_serve.serving.config import DRAIN_TIMEOUT_SECONDS, SwapMode
+from unlearn_serve.serving.vllm_internals import pause_generation
+from unlearn_serve.serving.workers import Workers, names_of
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -46,7 +48,7 @@ class SwapTimes:
 
 
 class Swapper:
-    """Runs the swap protocol against one engine. Not reentrant: the caller serialises."""
+    """Runs the swap protocol against all engines of a client. Not reentrant: the caller serialises."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Swapper:
         drain_timeout_seconds: float = DRAIN_TIMEOUT_SECONDS,
     ) -> None:
         self._engine = engine
+        self._workers = Workers(engine)
         self._stage_timeout = stage_timeout_seconds
         self._drain_timeout = drain_timeout_seconds
 
@@ -65,10 +68,7 @@ class Swapper:
         Raises:
             NotEnforced: a worker has no sites, or no extension that could tell.
         """
-        try:
-            return cast("list[WorkerStatus]", await self._engine.collective_rpc("unlearn_status"))
-        except Exception as error:
-            raise NotEnforced(f"the workers cannot report an enforced release: {error}") from error
+        return await self._workers.status()
 
     async def swap(
         self,
@@ -111,8 +111,8 @@ class Swapper:
         drained = await self._drain(previous) if mode == "drain" else None
         pausing = time.perf_counter()
         async with self._undone_on_failure(previous, frozen=True):
-            await self._engine.pause_generation(mode="abort" if mode == "abort" else "keep", clear_cache=False)
-            await self._engine.collective_rpc("unlearn_flip", args=(release,))
+            await pause_generation(self._engine, "abort" if mode == "abort" else "keep")
+            await self._workers.call("unlearn_flip", release)
             live_at = time.time()
             await self._forget_kv()
         try:
@@ -137,7 +137,7 @@ class Swapper:
 
     async def _stage(self, release: str) -> None:
         try:
-            await self._engine.collective_rpc("unlearn_stage", args=(release,))
+            await self._workers.call("unlearn_stage", release)
         except Exception as error:
             raise SwapError(f"the workers could not begin to stage {release}: {error}") from error
         deadline = time.monotonic() + self._stage_timeout
@@ -145,12 +145,12 @@ class Swapper:
             workers = await self.workers()
             failed = [worker for worker in workers if worker["staging"] == "failed"]
             if failed:
-                raise SwapError(f"worker {failed[0]['rank']} could not stage {release}: {failed[0]['error']}")
+                raise SwapError(f"{names_of(failed[:1], workers)} could not stage {release}: {failed[0]['error']}")
             if all(worker["staging"] == "ready" and worker["staged"] == release for worker in workers):
                 return
             if time.monotonic() > deadline:
-                slow = [worker["rank"] for worker in workers if worker["staging"] != "ready"]
-                raise SwapError(f"workers {slow} did not stage {release} within {self._stage_timeout:g} s")
+                slow = [worker for worker in workers if worker["staging"] != "ready"]
+                raise SwapError(f"{names_of(slow, workers)} did not stage {release} within {self._stage_timeout:g} s")
             await asyncio.sleep(_POLL_STAGING_SECONDS)
 
     async def _drain(self, previous: str | None) -> bool:
@@ -189,7 +189,7 @@ class Swapper:
         except BaseException as cause:
             try:
                 if frozen:
-                    await self._engine.collective_rpc("unlearn_restore", args=(previous,))
+                    await self._workers.call("unlearn_restore", previous)
                     await self._forget_kv()
                 await self._engine.resume_generation()
             except Exception as error:

@@ -4,15 +4,20 @@
 there and not in production.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.config import VllmConfig
+    from vllm.engine.protocol import EngineClient
+
+_TURNS = 64
+"""Turns of the event loop that a token may take from the engine's outputs to the socket: about twenty awaits."""
 
 TESTED_VLLM = "0.32.0"
 
@@ -66,15 +71,52 @@ def base_model_dir(config: "VllmConfig") -> Path:
     return Path(snapshot_download(model, revision=config.model_config.revision, allow_patterns=patterns))
 
 
-def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
+def engine_index(config: "VllmConfig") -> int:
+    """Return the data parallel rank of the engine that a worker with this configuration belongs to."""
+    return int(config.parallel_config.data_parallel_index)
+
+
+def api_server_index(config: "VllmConfig") -> tuple[int, int]:
+    """Return which of the API servers of one `vllm serve` this process is, from 0, and how many there are."""
+    parallel = config.parallel_config
+    return parallel._api_process_rank, parallel._api_process_count
+
+
+async def call_workers(engine: "EngineClient", method: str, args: Sequence[Any]) -> list[list[Any]]:
+    """Call a method of every worker of every engine; returns what they answer, by engine and then by rank.
+
+    vLLM's own `collective_rpc` calls all of them too, but returns the answers of the first engine only.
+    """
+    if engine.vllm_config.parallel_config.data_parallel_size == 1:
+        return [await engine.collective_rpc(method, args=tuple(args))]
+    client: Any = engine
+    call = client.engine_core.call_utility_all_async
+    return await call("collective_rpc", method, None, tuple(args), None)  # type: ignore[no-any-return]
+
+
+def leaves_partial_sums(ffn: nn.Module) -> bool:
+    """Tell whether what a feed-forward module returns is one rank's part of a sum that its block makes only later.
+
+    Some blocks add attention and feed-forward network up first, and then reduce once over the tensor parallel ranks.
+    """
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    experts: list[Any] = [module.moe_config for module in ffn.modules() if hasattr(module, "moe_config")]
+    if experts:  # their shared experts leave partial sums to the layer that adds them up
+        return any(config.skip_final_all_reduce for config in experts)
+    split = [module for module in ffn.modules() if isinstance(module, RowParallelLinear) and module.tp_size > 1]
+    return any(not module.reduce_results for module in split)
+
+
+def unsupported_settings(config: "VllmConfig") -> Iterable[str]:
     """Yield a line for every setting under which a swap is not yet proven to be atomic, or anyone could undo it."""
     from vllm import envs
 
     parallel = config.parallel_config
     if parallel.data_parallel_size > 1:
-        yield f"--data-parallel-size: expected 1, got {parallel.data_parallel_size}"
-    if (getattr(args, "api_server_count", None) or 1) > 1:
-        yield f"--api-server-count: expected 1, got {args.api_server_count}"
+        yield from _unsupported_engines(config)
+    if parallel.enable_elastic_ep:
+        yield "--enable-elastic-ep: an engine that joins later would not be on what the others were swapped to"
     if config.kv_transfer_config is not None:
         yield "--kv-transfer-config: a KV connector may hand back KV that was computed under an earlier release"
     if config.lora_config is not None and parallel.enable_dbo:
@@ -86,6 +128,65 @@ def unsupported_settings(config: "VllmConfig", args: Any) -> Iterable[str]:
         yield "--enable-prompt-embeds, --enable-mm-embeds: embeddings in a request are pickles that torch loads"
     if envs.VLLM_SERVER_DEV_MODE:
         yield "VLLM_SERVER_DEV_MODE: its routes let anyone call the workers and resume generation, with no key"
+
+
+def _unsupported_engines(config: "VllmConfig") -> Iterable[str]:
+    parallel = config.parallel_config
+    if config.model_config.is_moe:
+        yield (
+            f"--data-parallel-size: expected 1 for a mixture of experts, got {parallel.data_parallel_size}: its "
+            "engines step together, and pause by agreement; start a server for each engine, and wait for all with "
+            "promote --wait"
+        )
+    if parallel.local_engines_only:
+        yield (
+            "--data-parallel-external-lb, --data-parallel-hybrid-lb, --data-parallel-rank: an API server reaches some "
+            "of the engines only; start a server for each engine, and wait for all with promote --wait"
+        )
+    elif parallel.data_parallel_size_local != parallel.data_parallel_size:
+        yield (
+            f"--data-parallel-size-local: expected all {parallel.data_parallel_size} engines on this machine, got "
+            f"{parallel.data_parallel_size_local}; start a server on each machine, and wait for all with promote --wait"
+        )
+
+
+async def pause_generation(engine: "EngineClient", mode: Literal["abort", "keep"]) -> None:
+    """Pause as `EngineClient.pause_generation` does, and return once clients have what was computed before.
+
+    vLLM sleeps for 20 ms for that. Here the event loop is let round until nothing that came before the pause is left:
+    mostly sooner, and however long it takes where the machine is busy. Of several API servers only this one's loop can
+    be, so the others have the 20 ms.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not isinstance(engine, AsyncLLM):
+        await engine.pause_generation(mode=mode, clear_cache=False)
+        return
+    core = engine.engine_core
+    if api_server_index(engine.vllm_config)[1] > 1:
+        await engine.pause_generation(mode=mode, clear_cache=False)
+    else:
+        await core.pause_scheduler_async(mode=mode, clear_cache=False)
+    left = _TURNS
+    while left:
+        await asyncio.sleep(0)
+        left = left - 1 if core.outputs_queue.empty() else _TURNS
+
+
+def call_before_outputs(engine: "EngineClient", look: Callable[[], object]) -> None:
+    """Call `look` before each batch of outputs is handed to the requests that wait for them. Mutates `engine`."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not isinstance(engine, AsyncLLM):
+        return
+    processor: Any = engine.output_processor
+    process = processor.process_outputs
+
+    def watched(*args: Any, **named: Any) -> Any:
+        look()
+        return process(*args, **named)
+
+    processor.process_outputs = watched
 
 
 def inference_keys(args: Any) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from unlearn_serve.errors import NotEnforced
 from unlearn_serve.serving import plugin, vllm_internals, vllm_lora
+from unlearn_serve.serving.answers import answers
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.models import enforced_layers, require_registered
 from unlearn_serve.serving.slots import EnforcedLayers
@@ -21,7 +22,10 @@ require_registered()
 class WorkerStatus(TypedDict):
     """What one worker reports of itself."""
 
+    engine: int
+    """Data parallel rank of its engine."""
     rank: int
+    """Among the workers of its engine."""
     pid: int
     release: str | None
     """Digest of the live release; None is the plain model."""
@@ -43,12 +47,16 @@ class WorkerStatus(TypedDict):
 
 
 class UnlearningWorker:
-    """Mixed into vLLM's worker class by `--worker-extension-cls`; each method is a `collective_rpc` target."""
+    """Mixed into vLLM's worker class by `--worker-extension-cls`; each method is a `collective_rpc` target.
+
+    What a method is said to raise, it answers as a `Failure`.
+    """
 
     _unlearn_staging: Staging | None = None
     _unlearn_worker_routes: WorkerRoutes | None = None
     _unlearn_since: float | None = None
 
+    @answers
     def unlearn_status(self) -> WorkerStatus:
         """Report what is live and what is staged.
 
@@ -60,6 +68,7 @@ class UnlearningWorker:
         worker: Any = self
         routes = self._unlearn_routes() if layers.routes is not None else None
         return WorkerStatus(
+            engine=vllm_internals.engine_index(worker.vllm_config),
             rank=worker.rank,
             pid=os.getpid(),
             release=layers.live.release if layers.live else None,
@@ -74,6 +83,7 @@ class UnlearningWorker:
             compilation=vllm_lora.compilation_mode(worker.vllm_config),
         )
 
+    @answers
     def unlearn_stage(self, release: str) -> None:
         """Start to read, verify and copy `release` into the idle slot; returns at once, see `unlearn_status`."""
         if self._unlearn_staging is not None and self._unlearn_staging.state == "busy":
@@ -85,6 +95,7 @@ class UnlearningWorker:
 
         self._unlearn_staging = Staging(release, self._unlearn_config(), layers.base_model, take)
 
+    @answers
     def unlearn_flip(self, release: str) -> None:
         """Make the staged `release` live. To be called while generation is paused.
 
@@ -94,18 +105,22 @@ class UnlearningWorker:
         self._unlearn_layers().flip(release)
         self._unlearn_since = time.time()
 
+    @answers
     def unlearn_restore(self, release: str | None) -> None:
         """Undo a flip, if this worker did flip: `release` (None: the plain model) is live again."""
         self._unlearn_layers().restore(release)
 
+    @answers
     def unlearn_stage_route(self, release: str, lora_id: int, path: str) -> None:
         """Start to read and verify `release` as adapter `lora_id`; returns at once, see `unlearn_route_staging`."""
         self._unlearn_routes().stage(release, lora_id, path)
 
+    @answers
     def unlearn_route_staging(self, lora_id: int) -> tuple[str, str | None]:
         """Report how far `unlearn_stage_route` is: busy, ready or failed, and why it failed."""
         return self._unlearn_routes().staging(lora_id)
 
+    @answers
     def unlearn_adopt_route(self, lora_id: int) -> None:
         """Hand a staged route to vLLM's LoRA manager, so that requests can name it.
 
@@ -114,6 +129,7 @@ class UnlearningWorker:
         """
         self._unlearn_routes().adopt(lora_id)
 
+    @answers
     def unlearn_drop_route(self, lora_id: int) -> bool:
         """Take a route out of vLLM's LoRA manager; tells whether it was there."""
         return self._unlearn_routes().drop(lora_id)

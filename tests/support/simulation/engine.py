@@ -148,7 +148,14 @@ def vllm_config_of(model: str, settings: dict[str, Any]) -> Any:
     return SimpleNamespace(
         additional_config={"unlearn": {"max_rank": MAX_RANK, **settings}},
         model_config=SimpleNamespace(model=model, multimodal_config=None, enable_prompt_embeds=False),
-        parallel_config=SimpleNamespace(data_parallel_size=1, enable_dbo=False),
+        parallel_config=SimpleNamespace(
+            data_parallel_size=1,
+            data_parallel_index=0,
+            enable_dbo=False,
+            enable_elastic_ep=False,
+            _api_process_rank=0,
+            _api_process_count=1,
+        ),
         compilation_config=SimpleNamespace(mode=None),
         kv_transfer_config=None,
         lora_config=None,
