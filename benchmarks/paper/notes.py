@@ -36,6 +36,13 @@ whom no layer saw a row. *RegMean, guards once* is no method of the product: the
 Gram over its forgotten rows alone and the guards' as that of one more parent, a layer that does nothing.
 """,
     ),
+    "gram_study": (
+        "What RegMean's parameters do",
+        """
+The layers of the first {s.study} requests, fused by RegMean with one parameter changed at a time: how a Gram is scaled,
+how much of its off-diagonal is kept, the ridge ([fusion.md](fusion.md)).
+""",
+    ),
     "robustness": (
         "Does it stay forgotten",
         """

@@ -1,5 +1,6 @@
 """All stages of a size, in the order in which they run."""
 
+from benchmarks.paper.experiments.gram_study import gram_study_stages
 from benchmarks.paper.experiments.models import base_stage
 from benchmarks.paper.experiments.precision import precision_stages
 from benchmarks.paper.experiments.robustness import robustness_stages
@@ -20,6 +21,7 @@ def plan(sizes: Sizes) -> list[Stage]:
         *tofu_stages(sizes),
         *step_stages(sizes),
         *sequence_stages(sizes),
+        *gram_study_stages(sizes),
         *robustness_stages(sizes),
         *table_stages(sizes),
         *variation_stages(sizes),

@@ -25,6 +25,7 @@ def render(results: Path, page: Path, sizes: Sizes) -> str:
         _bars(summary),
         _section(sizes, "tofu", tabulate.tofu(results), pictures.get("tofu")),
         _section(sizes, "sequence", tabulate.sequence(summary), pictures.get("sequence")),
+        _section(sizes, "gram_study", tabulate.gram_study(results)),
         _section(sizes, "robustness", tabulate.robustness(results), pictures.get("robustness")),
         _section(sizes, "imdb", tabulate.table(results, "imdb")),
         _section(sizes, "samsum", tabulate.table(results, "samsum")),

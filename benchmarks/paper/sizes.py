@@ -52,6 +52,9 @@ class Sizes:
     sequence: tuple[int, ...]
     """After how many requests a sequence is measured."""
 
+    study: int
+    """Requests whose layers are fused with every setting of RegMean; one of `sequence`."""
+
     sequence_target: float
     """The level that layers of a sequence stop at, in units of the original's on the hold-out rows."""
 
@@ -92,6 +95,7 @@ FULL = Sizes(
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1, 2),
     sequence=(1, 2, 3, 5, 10, 20),
+    study=10,
     sequence_target=1.0,
     imdb=RowsSize(train=300, test=120, retained=60, words=30),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
@@ -120,6 +124,7 @@ QUICK = Sizes(
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1),
     sequence=(1, 2, 3),
+    study=3,
     sequence_target=1.0,
     imdb=RowsSize(train=20, test=8, retained=8, words=30),
     imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),

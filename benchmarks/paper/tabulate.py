@@ -123,6 +123,24 @@ def sequence(summary: Result) -> str:
     )
 
 
+def gram_study(results: Path) -> str:
+    found = result(results, "tofu/gram-study")
+    if found is None:
+        return ""
+    return grid(
+        (f"{found['requests']} requests", "forgotten", "probability", "extraction strength", "retained over original"),
+        [
+            (
+                name,
+                f"{one['forgotten']} ({one['within_interval']})",
+                *(f"{one[f'forget_{level}']:.3f}" for level in ("probability", "extraction_strength")),
+                f"{one['retained_over_original']:.3f}",
+            )
+            for name, one in found["ways"].items()
+        ],
+    )
+
+
 def robustness(results: Path) -> str:
     parts = []
     for name, title in {"paraphrased": "asked", "quantised": "base", "relearned": "rows seen again"}.items():

@@ -52,6 +52,9 @@ def train(
     forget_target: Annotated[
         float | None, typer.Option(help="Stop once forgotten answers are at most this probable.")
     ] = None,
+    extraction_target: Annotated[
+        float | None, typer.Option(help="And are at most this extractable, where whole answers are forgotten.")
+    ] = None,
     holdout: Annotated[
         Path | None, typer.Option(help="JSONL of rows no training saw: stop once forgotten answers are as probable.")
     ] = None,
@@ -105,6 +108,7 @@ def train(
         "max_steps": max_steps,
         "epochs": epochs,
         "forget_target": forget_target,
+        "extraction_target": extraction_target,
         "holdout": holdout,
         "retrained": retrained,
         "reference": reference,

@@ -162,6 +162,8 @@ class TrainArgs:
             raise TrainingError(f"gram_sketch: expected at least 1 or none, got {self.gram_sketch}")
         if self.holdout is not None and self.retrained is not None:
             raise TrainingError("holdout and retrained: expected one of them, got both; each says when to stop")
+        if self.extraction_target is not None and self.forget_target is None:
+            raise TrainingError("extraction_target: expected forget_target beside it, got none; it is read beside that")
         if self.objective.refuses and self.gold_only:
             raise TrainingError("gold_only: a refusal takes the place of a whole answer; set gold_only to False")
         if (self.reference is not None) != bool(self.objective.forget_reference):

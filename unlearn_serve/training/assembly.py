@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import Form, build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
 from unlearn_serve.training.levels import Levels, Target, measure
+from unlearn_serve.training.never_saw import reference_answers
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
-from unlearn_serve.training.terms import Likeliest
 from unlearn_serve.training.trainer import UnlearnTrainer
 
 _UNSPLIT = 2**31
@@ -146,7 +146,6 @@ def build_trainer(
     progress: Progress,
     form: Form = "decoder",
     checkpoint: str | None = None,
-    references: Mapping[int, Likeliest] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[UnlearnTrainer, StopWhenForgotten | None]:
     """Return a trainer of what asks for gradients in `model`, and what will stop it; makes `args.out`, with the log.
@@ -160,7 +159,6 @@ def build_trainer(
         progress: gets a line for the frozen model and one for the steps.
         form: of the model.
         checkpoint: folder of the optimiser checkpoint that is gone on from.
-        references: see `UnlearnTrainer`.
         callbacks: to run after this package's own.
     """
     plans_per_step = args.gradient_accumulation * settings.world_size
@@ -213,7 +211,7 @@ def build_trainer(
         outputs=outputs,
         objective=args.objective,
         refusals=examples.refusals,
-        references=references or {},
+        references=reference_answers(args, model, examples) if args.reference else {},
         callbacks=[*own, *callbacks],
         advance=lambda n: progress.advance(task, n),
     )

@@ -39,7 +39,7 @@ def build_manifest(
         args: what the run was told.
         directory: holds adapter_config.json and adapter_model.safetensors.
         sites: block index -> module path of the feed-forward network, for the adapter's blocks.
-        outcome: how training ended, added to the provenance's objective.
+        outcome: how training ended, added to the provenance's objective with the models that it was held to.
         two_stacks: the base is an encoder-decoder model.
 
     Raises:
@@ -52,6 +52,13 @@ def build_manifest(
         data["retain"] = data_ref(args.retain)
     if args.holdout is not None:
         data["holdout"] = data_ref(args.holdout)
+    # Folders mean nothing elsewhere; weights can be told by their digests.
+    others = {"reference": args.reference, "retrained": args.retrained}
+    held_to = {
+        f"{name}_weights_sha256": fingerprint_base_model(folder).weights_sha256
+        for name, folder in others.items()
+        if folder is not None
+    }
     kind: type[Manifest] = TwoStackManifest if two_stacks else Manifest
     spec: type[AdapterSpec] = TwoStackSpec if two_stacks else AdapterSpec
     with one_line_errors("manifest.json"):
@@ -71,7 +78,7 @@ def build_manifest(
                 },
                 seed=args.seed,
                 command=list(args.command),
-                objective={**args.settings(), **outcome},
+                objective={**args.settings(), **held_to, **outcome},
                 data=data,
             ),
             evaluation=None,

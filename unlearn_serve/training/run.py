@@ -34,7 +34,7 @@ from unlearn_serve.training.callbacks import progress_bar
 from unlearn_serve.training.examples import TrainingSet
 from unlearn_serve.training.forms import load_model
 from unlearn_serve.training.gram_hooks import record_grams
-from unlearn_serve.training.never_saw import holdout_levels, reference_answers, retrained_levels
+from unlearn_serve.training.never_saw import holdout_levels, retrained_levels
 from unlearn_serve.training.record import build_manifest
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -88,7 +88,6 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             progress=progress,
             form=form,
             checkpoint=checkpoint,
-            references=reference_answers(args, model, examples) if args.reference else None,
             callbacks=callbacks,
         )
         trainer.train(resume_from_checkpoint=checkpoint)

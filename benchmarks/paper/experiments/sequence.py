@@ -37,13 +37,7 @@ SUMMARY = "tofu/sequence/summary"
 
 def sequence_stages(sizes: Sizes) -> list[Stage]:
     """A layer for each request, the layer that is trained on, and each way to answer for the first N requests."""
-    settings = bounded_settings(sizes)
-    shared = {
-        "tofu": as_json(sizes.tofu),
-        "precision": sizes.precision,
-        "settings": as_json(settings),
-        "target": sizes.sequence_target,
-    }
+    settings, shared = bounded_settings(sizes), sequence_config(sizes)
     numbers = range(1, max(sizes.sequence) + 1)
     requests = tuple(request(number) for number in numbers)
     return [
@@ -95,6 +89,16 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
     ]
 
 
+def sequence_config(sizes: Sizes) -> dict[str, Any]:
+    """The settings that all layers of a sequence share."""
+    return {
+        "tofu": as_json(sizes.tofu),
+        "precision": sizes.precision,
+        "settings": as_json(bounded_settings(sizes)),
+        "target": sizes.sequence_target,
+    }
+
+
 def request(number: int) -> str:
     """Name of the stage that trains the layer of one request."""
     return f"tofu/requests/{number}"
@@ -119,6 +123,7 @@ def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainAr
             "forget": write_rows(ctx.folder / "forget.jsonl", plain(_rows(ctx, data))),
             "retain": write_rows(ctx.folder / "retain.jsonl", data.guards),
             "forget_target": ctx.config["target"] * first["holdout.probability"]["value"],
+            "extraction_target": first["holdout.extraction_strength"]["value"],
             "out": ctx.folder / "adapter",
             "deletion_ids": (f"author-{ctx.config['request']}",),
             "dtype": {"fp32": "float32", "bf16": "bfloat16"}[ctx.config["precision"]],
@@ -141,7 +146,7 @@ def _request(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     write_forget_grams(loaded(original, ctx.config["precision"]), original, adapter, plain(_rows(ctx, data)))
     outcome = read_adapter_dir(adapter)[0].provenance.objective
     size = weight_bytes(adapter)
-    kept = ("reached_", "steps", "stopped", "forget_target")
+    kept = ("reached_", "steps", "stopped", "forget_target", "extraction_target")
     return {
         "accounting": asdict(meter.accounting(stored_bytes=size, served_bytes=size)),
         "outcome": {name: value for name, value in outcome.items() if name.startswith(kept)},
@@ -164,7 +169,7 @@ def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     _remove_rows(ctx.folder)
     if not ctx.config["measured"]:
         return result
-    return {**result, **_scored(ctx, data, loaded(original, ctx.config["precision"], adapter), number)}
+    return {**result, **score_request_sets(original, data, loaded(original, ctx.config["precision"], adapter), number)}
 
 
 def _fused(method: str, ctx: Context) -> Mapping[str, Any]:
@@ -186,14 +191,15 @@ def _fused(method: str, ctx: Context) -> Mapping[str, Any]:
         if together is not None:
             put(model, together)
         size = (folder / "adapter_model.safetensors").stat().st_size
-        found[str(step)] = {"seconds": rounded(seconds), "served_bytes": size, **_scored(ctx, data, model, step)}
+        found[str(step)] = {"seconds": rounded(seconds), "served_bytes": size, **score_request_sets(original, data, model, step)}
         shutil.rmtree(ctx.folder / str(step), ignore_errors=True)
     return {"steps": found, "once_seconds": rounded(once)}
 
 
-def _scored(ctx: Context, data: Tofu, model: Any, step: int) -> dict[str, Any]:
+def score_request_sets(original: Path, data: Tofu, model: Any, step: int) -> dict[str, Any]:
+    """What a model knows of the first `step` requests' rows and of all others."""
     sets: dict[str, Sequence[Example]] = {"forget": plain(data.forget(step)), "retain": plain(data.retain(step))}
-    tokenizer = load_tokenizer(ctx.files(ORIGINAL) / "model")
+    tokenizer = load_tokenizer(original)
     scores = read_sets(model, tokenizer, sets, max_new_tokens=NO_ANSWERS)
     return {"rows": {name: {one: columns(rows)[one] for one in LEVELS} for name, rows in scores.items()}}
 
