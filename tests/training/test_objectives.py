@@ -73,6 +73,7 @@ def test_refuses_senseless_weights(weights: dict[str, float], message: str) -> N
     [
         ({"epochs": 0}, "epochs: expected at least 1 or none, got 0"),
         ({"holdout": Path("h"), "retrained": Path("t")}, "holdout and retrained: expected one of them, got both"),
+        ({"forget_target": None, "extraction_target": 0.1}, "extraction_target: expected forget_target beside it"),
         ({"objective": Objective(forget_reference=1.0)}, "reference: expected a model where, .*, got none"),
         ({"reference": Path("b")}, "reference: expected a model where, .*, got one that nothing reads"),
         ({"objective": Objective(forget_idk=1.0)}, "gold_only: a refusal takes the place of a whole answer"),

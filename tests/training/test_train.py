@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from tests.training.toy import RETAIN, toy_model, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
 from unlearn_serve.errors import TrainingError
-from unlearn_serve.format import read_adapter_dir
+from unlearn_serve.format import fingerprint_base_model, read_adapter_dir
 from unlearn_serve.fusion.grams import GramFile
 from unlearn_serve.layers import load_adapter
 from unlearn_serve.training import BAD_TEACHER, EUL, IDK, RECIPES, RMU, SIMNPO, TNPO, TrainArgs, train
@@ -162,6 +162,8 @@ def test_bad_teacher_imitates_the_model_that_never_saw(toy: Path, tmp_path: Path
     assert steps[-1]["forget_reference"] < 0.1 * steps[0]["forget_reference"]
     assert all(answers(toy, "retain", out))
     assert not any(answers(toy, "forget", out))
+    held_to = read_adapter_dir(out)[0].provenance.objective["reference_weights_sha256"]
+    assert held_to == fingerprint_base_model(never).weights_sha256
     tokenizer = AutoTokenizer.from_pretrained(toy / "model")
     asked = [one.prompt for one in read_examples(toy / "forget.jsonl")]
     layered = load_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), out)
