@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuse_seeds_and_ranks
 
-Two deletion requests on the toy model of tests/training (108 thousand parameters that know nine answers by heart), several draws.
+Two deletion requests on the toy model of tests/training, which knows nine answers by heart, several draws.
 Writes benchmarks/results/fuse_seeds_and_ranks.json: by case and method, the share of forgotten questions that are still
 answered right (0 is the goal) and of retained ones (1 is the goal), over all draws.
 """
