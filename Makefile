@@ -32,10 +32,10 @@ $(READY): pyproject.toml Makefile
 demo: $(READY) ## a deletion request goes live on a running server: the whole path, on a real model
 	$(BIN)/python -m unlearn_serve.demo --out out/demo
 
-bench: $(READY) ## every figure of benchmarks/README.md; stopped, it goes on where it was (make bench FRESH=1: anew)
+bench: $(READY) ## all parts of benchmarks/README.md; stopped, it goes on where it was (make bench FRESH=1: anew)
 	$(BIN)/python -m benchmarks $(if $(FRESH),--fresh)
 
-bench-quick: $(READY) ## four variants at batch 8 into out/bench/, under 10 minutes
+bench-quick: $(READY) ## four variants at batch 8 into out/bench/, minutes
 	$(BIN)/python -m benchmarks --quick --fresh
 
 soak: $(READY) ## 30 minutes of load, a swap every few seconds and faults, then every token held against its release
@@ -84,7 +84,7 @@ lint: $(READY) ## style, docstrings, and which package may import which
 types: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test ## what CI runs
+check: lint types test ## lint, types, the whole suite
 
 format: $(READY) ## let ruff rewrite
 	$(BIN)/ruff check --fix .

@@ -1,21 +1,20 @@
 """How long `evaluate` takes on what the demo evaluates: 96 questions, before and after an adapter.
 
     make demo
-    python benchmarks/evaluation.py --model CHECKPOINT --demo out/demo --json benchmarks/results/evaluation.json
+    python -m benchmarks.evaluation --model CHECKPOINT --demo out/demo --json benchmarks/results/evaluation.json
 
-Run it with the interpreter of another checkout to compare two versions; only `evaluate` itself is used.
+Run it in another checkout to compare two versions.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from benchmarks.machine import describe
 from unlearn_serve.evaluation import evaluate
 
 NEW_TOKENS = 24
@@ -47,8 +46,7 @@ def main() -> None:
             for phase, scores in (("before", found.before), ("after", found.after))
         },
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **describe(),
     }
     print(json.dumps(run, indent=1))
     if chosen.json is not None:

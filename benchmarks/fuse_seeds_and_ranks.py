@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuse_seeds_and_ranks
 
-Two deletion requests on the toy model of tests/training (a few kilobytes that know ten facts by heart), several draws.
+Two deletion requests on the toy model of tests/training, which knows nine answers by heart, several draws.
 Writes benchmarks/results/fuse_seeds_and_ranks.json: by case and method, the share of forgotten questions that are still
 answered right (0 is the goal) and of retained ones (1 is the goal), over all draws.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.machine import describe
 from tests.training.toy import FORGET, RETAIN, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
 from unlearn_serve.fusion import METHODS, fuse_dirs
@@ -58,7 +59,7 @@ def main() -> None:
         }
         for case, methods in right.items()
     }
-    described = {"model": "tests.training.toy", "draws": DRAWS, "torch": torch.__version__, "still right": table}
+    described = {"model": "tests.training.toy", "draws": DRAWS, **describe(), "still right": table}
     RESULT.write_text(json.dumps(described, indent=2) + "\n")
     print(RESULT.read_text())
 

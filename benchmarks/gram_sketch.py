@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.machine import describe
 from unlearn_serve.format import read_adapter_dir
 from unlearn_serve.fusion import GRAMS_NAME, GramFile, GramSketcher, RegMean, regmean
 from unlearn_serve.fusion.packed import packed_length
@@ -60,7 +61,7 @@ def main() -> None:
         "objectives": [
             [k for k, v in m.provenance.objective.items() if k.startswith("forget_") and v] for m, _ in read
         ],
-        "torch": torch.__version__,
+        **describe(),
         "rows": table,
     }
     RESULT.write_text(json.dumps(described, indent=2) + "\n")

@@ -25,7 +25,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 Generate = Callable[..., torch.Tensor]
 
 
-class Clock(StoppingCriteria):  # type: ignore[misc]
+class Clock(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed by mypy
     """Notes when each step of a generation ended; stops none."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ def with_peft(model: Any, folders: list[str]) -> Generate:
 
 def with_adapters(model: Any, rank: int, count: int) -> Generate:
     """Bottleneck adapters behind each feed-forward network, that library's own kind; a batch is split among them."""
-    import adapters  # type: ignore[import-not-found]
+    import adapters  # type: ignore[import-not-found]  # lives in an environment of its own
     from adapters import SeqBnConfig
     from adapters.composition import BatchSplit  # type: ignore[import-not-found]
 

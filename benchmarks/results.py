@@ -107,7 +107,7 @@ def summarise(
     return ServingResult(
         variant=variant,
         what=what,
-        load=load,  # type: ignore[arg-type]
+        load=load,  # type: ignore[arg-type]  # pydantic refuses any other string
         batch=batch,
         **medians,
         ratio_to_plain=spreads["output_tokens_per_s"]["median"],

@@ -9,7 +9,7 @@ c is from release R where nothing is likelier there,
 
 An answer that names the releases R_1, ..., R_k, in the order in which they were live, is theirs if it can be cut into k
 consecutive pieces (some perhaps empty) whose tokens fit their own release, and if no token came before its release was
-live, or long after: by the time at which its client last had nothing to read, for what is read in one go has waited.
+live, or long after: by the time at which the answer last came token by token, for what comes in one go has waited.
 The cut with the fewest tokens that do not fit is taken; those are *stale*.
 """
 
@@ -37,7 +37,7 @@ class Attribution:
 
 
 Times = Sequence[tuple[float, float]]
-"""Of each token, from when on it may have been waiting for its client, and when the client had it; Unix seconds."""
+"""Of each token, from when on it may have been on its way, and when the client had it; Unix seconds."""
 
 
 def attribute(named: Sequence[Era], fits: Mapping[str, Sequence[bool]], times: Times) -> Attribution:

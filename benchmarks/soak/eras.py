@@ -19,6 +19,10 @@ READING_LAG = 2.0
 AT_ONCE = 0.005
 """Seconds: chunks of a stream that a client reads at shorter intervals had been waiting for it; no step is as short."""
 
+HELD_UP = 0.25
+"""Seconds: chunks that come at longer intervals were held up, by a server or a client without a turn; no step is as
+long."""
+
 _FINGERPRINT = re.compile(r"unlearn-([0-9a-f]{16})-g([0-9]+)")
 
 
@@ -63,13 +67,14 @@ def read_records(audit_log: Path) -> list[dict[str, Any]]:
 
 
 def waiting_since(request: StreamedRequest) -> list[float]:
-    """Return from when on each chunk may have been waiting for its client: when that last found nothing more to read.
+    """Return from when on each chunk may have been on its way: when chunks last came one by one, as they are made.
 
-    A client that gets no turn for seconds reads in one go what a server made one by one.
+    An API server or a client that gets no turn for seconds passes on in one go what was made one by one; and one that
+    gets a short turn in between passes on a single one of them, late.
     """
     since, last, waits = request.started, request.started, []
     for at, _ in request.tokens:
-        if at - last >= AT_ONCE:
+        if AT_ONCE <= at - last < HELD_UP:
             since = last
         waits.append(since)
         last = at

@@ -89,6 +89,22 @@ def test_what_is_read_in_one_go_may_be_as_old_as_the_read_before_it() -> None:
     assert stale(names_late) == 0
 
 
+def test_a_single_late_token_does_not_show_that_no_other_was_on_its_way() -> None:
+    """As seen: an API server without a turn for seconds passed on one of nine, then had to wait again."""
+    at = [9.8, 9.9, 10.0, 11.2, 14.0, 14.001, 14.002, 14.003]
+    assert stale(came(at, "aaaaaabb")) == 0
+    one_by_one = [9.8, 9.9, 10.0, 11.2, 11.3, 14.0, 14.001, 14.002]
+    assert stale(came(one_by_one, "aaaaaabb")) == 1, "from 11.3 on nothing was held up, and A was gone"
+
+
+def came(at: Sequence[float], words: str) -> StreamedRequest:
+    """An answer through the first swap, whose tokens came at these times."""
+    made = request(words, at[0], names=(1, 2))
+    made.tokens = [(moment, number) for number, moment in enumerate(at, start=1)]
+    made.ended = at[-1] + 0.01
+    return made
+
+
 def test_stale_keys_and_values_show_as_tokens_that_a_fresh_computation_would_not_give() -> None:
     one = request("aabbbb", 9.8, names=(1, 2))
     named = named_eras(one, ERAS)

@@ -205,6 +205,11 @@ async def _first_difference(engine: Any, stream: Stream, tag: str) -> float | No
     return None
 
 
+async def _first_differences(engine: Any, streams: list[Stream], tag: str) -> list[float | None]:
+    """The same of every stream, continued side by side."""
+    return await asyncio.gather(*(_first_difference(engine, stream, f"{tag}-{i}") for i, stream in enumerate(streams)))
+
+
 def test_streams_continue_as_if_computed_afresh_under_the_new_release(
     engine: Any, loop: asyncio.AbstractEventLoop, releases: tuple[Path, list[str]], prompts: list[list[int]]
 ) -> None:
@@ -217,7 +222,7 @@ def test_streams_continue_as_if_computed_afresh_under_the_new_release(
         assert [stream.finished for stream in streams] == ["length"] * STREAMS
         assert [len(stream.tokens) for stream in streams] == [TOKENS] * STREAMS
         assert all(10 <= stream.tokens_at_swap < TOKENS for stream in streams)
-        differences = [await _first_difference(engine, stream, f"fresh-{i}") for i, stream in enumerate(streams)]
+        differences = await _first_differences(engine, streams, "fresh")
         assert all(difference is None or difference < TIE for difference in differences), differences
 
     loop.run_until_complete(scenario())
@@ -232,7 +237,7 @@ def test_the_same_check_sees_a_swap_that_keeps_stale_kv(
         await engine.reset_prefix_cache()
         streams, _ = await _swap_under_streams(engine, KeepsStaleKV(engine), prompts, first, second, "stale")
         await engine.reset_prefix_cache()
-        differences = [await _first_difference(engine, stream, f"fresh-stale-{i}") for i, stream in enumerate(streams)]
+        differences = await _first_differences(engine, streams, "fresh-stale")
         assert any(difference is not None and difference >= TIE for difference in differences), differences
 
     loop.run_until_complete(scenario())
@@ -305,10 +310,9 @@ def test_an_unknown_release_stops_at_staging(
     loop.run_until_complete(scenario())
 
 
-async def _difference_from_one_release(engine: Any, stream: Stream, tag: str) -> float | None:
-    """Compare all of a stream with a fresh answer under what is live now."""
-    whole = Stream(stream.prompt, stream.tokens, tokens_at_swap=0)
-    return await _first_difference(engine, whole, tag)
+def _whole(stream: Stream) -> Stream:
+    """The stream as if all of it had come after a swap: it is compared with a fresh answer under what is live now."""
+    return Stream(stream.prompt, stream.tokens, tokens_at_swap=0)
 
 
 def test_drain_lets_running_requests_finish_under_the_earlier_release(
@@ -335,10 +339,10 @@ def test_drain_lets_running_requests_finish_under_the_earlier_release(
         assert times is not None
         assert times.drained is True
         assert [stream.tokens_at_swap for stream in streams] == [TOKENS] * STREAMS, "nothing ran on under the new one"
-        under_new = await _difference_from_one_release(engine, Stream(prompts[0], late), "late-again")
+        under_new = await _first_difference(engine, Stream(prompts[0], late), "late-again")
         assert under_new is None or under_new < TIE
         await swapper.swap(old, previous=new, when_live=lambda: None)
-        differences = [await _difference_from_one_release(engine, s, f"old-{i}") for i, s in enumerate(streams)]
+        differences = await _first_differences(engine, [_whole(stream) for stream in streams], "old")
         assert all(difference is None or difference < TIE for difference in differences), differences
 
     loop.run_until_complete(scenario())
@@ -360,7 +364,7 @@ def test_a_drain_that_takes_too_long_becomes_a_recompute(
         assert times.drained is False
         assert [len(stream.tokens) for stream in streams] == [TOKENS] * STREAMS
         assert any(stream.tokens_at_swap < TOKENS for stream in streams)
-        differences = [await _first_difference(engine, stream, f"slow-{i}") for i, stream in enumerate(streams)]
+        differences = await _first_differences(engine, streams, "slow")
         assert all(difference is None or difference < TIE for difference in differences), differences
 
     loop.run_until_complete(scenario())
@@ -389,7 +393,7 @@ def test_a_cancelled_swap_leaves_the_earlier_release_serving(
         assert not await engine.is_paused()
         assert [worker["release"] for worker in await swapper.workers()] == [old]
         assert [stream.finished for stream in streams] == ["abort" if mode == "abort" else "length"] * STREAMS
-        difference = await _difference_from_one_release(engine, streams[0], f"{tag}-again")
+        difference = await _first_difference(engine, _whole(streams[0]), f"{tag}-again")
         assert difference is None or difference < TIE
 
     loop.run_until_complete(scenario())

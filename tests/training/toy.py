@@ -1,4 +1,4 @@
-"""A model of a few kilobytes that knows a handful of facts, and the files a training run reads."""
+"""A model of 108 thousand parameters that knows a handful of facts, and the files a training run reads."""
 
 import json
 from pathlib import Path

@@ -216,7 +216,7 @@ def fuse(
 
     given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge}
     chosen = {name: value for name, value in given.items() if value is not None}
-    options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]
+    options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]  # types differ by name
     typer.echo(fuse_dirs(adapters, out, method, options))
 
 

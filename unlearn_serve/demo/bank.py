@@ -94,7 +94,7 @@ class Bank(_Strict):
             raise ValueError(f"expected each question once, got again: {repeated}")
         return self
 
-    def __iter__(self) -> Iterator[Question]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Question]:  # type: ignore[override]  # pydantic's yields fields
         """Iterate over every question in every phrasing."""
         for subject in self.subjects:
             for fact in subject.facts:

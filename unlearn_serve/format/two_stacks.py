@@ -34,7 +34,7 @@ class TwoStackSpec(AdapterSpec):
 class TwoStackManifest(Manifest):
     """manifest.json of an adapter with sites in an encoder and a decoder."""
 
-    schema_: Literal["unlearn-serve/two-stacks/1"] = Field(  # type: ignore[assignment]
+    schema_: Literal["unlearn-serve/two-stacks/1"] = Field(  # type: ignore[assignment]  # another name on purpose
         default=TWO_STACKS_SCHEMA, alias="schema"
     )
     adapter: TwoStackSpec

@@ -30,7 +30,7 @@ def answers(call: Callable[P, R]) -> Callable[P, R | Failure]:
     def answer(*args: P.args, **kwargs: P.kwargs) -> R | Failure:
         try:
             return call(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # whatever it was: raised, it would be lost, see above
             logger.exception("unlearn-serve: %s failed", call.__name__)
             return Failure(unlearn_failed=f"{type(error).__name__}: {error}")
 

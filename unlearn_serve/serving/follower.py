@@ -65,7 +65,7 @@ class Follower:
                 await self.apply_newest(again=self._clock() >= self._retry_at)
             except UnlearnServeError as error:
                 logger.error("unlearn-serve: %s", error)
-            except Exception:
+            except Exception:  # a follower that ends would leave the server on what is live now, for ever
                 logger.exception("unlearn-serve: unexpected failure; the follower goes on")
             await asyncio.sleep(self.config.poll_seconds)
 

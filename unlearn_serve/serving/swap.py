@@ -121,7 +121,7 @@ class Swapper:
         except asyncio.CancelledError:
             await self._engine.resume_generation()  # said twice it does no harm; not heard, every request would hang
             raise
-        except Exception as error:
+        except Exception as error:  # whatever vLLM raised, requests hang from here on
             raise SwapBroken(
                 f"{release} is live, but generation did not resume ({error}); restart the server"
             ) from error
@@ -138,7 +138,7 @@ class Swapper:
     async def _stage(self, release: str) -> None:
         try:
             await self._workers.call("unlearn_stage", release)
-        except Exception as error:
+        except Exception as error:  # vLLM raises whatever its executor met
             raise SwapError(f"the workers could not begin to stage {release}: {error}") from error
         deadline = time.monotonic() + self._stage_timeout
         while True:

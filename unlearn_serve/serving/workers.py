@@ -46,7 +46,7 @@ class Workers:
         """
         try:
             return cast("list[WorkerStatus]", await self.call("unlearn_status"))
-        except Exception as error:
+        except Exception as error:  # vLLM raises whatever its executor met; none of it is a status
             raise NotEnforced(f"the workers cannot report an enforced release: {error}") from error
 
 

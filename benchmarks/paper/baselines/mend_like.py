@@ -1,10 +1,10 @@
 """An editor in MEND's place: MEMIT on the last blocks' output maps, told to erase.
 
 MEND (Mitchell et al., ICLR 2022) turns an edit's gradient into a weight update by networks that are meta-trained for
-the very model to be edited: with the settings in use and at the speed of full training on two cores, six hours to more
-than a day (docs/baselines.md), against minutes for every other row of the table. The closest published editor without
-meta-training is MEMIT (Meng et al., ICLR 2023): it too gives a few feed-forward networks a low-rank update that carries
-many edits at once and leaves what other inputs get. The blocks are MEND's, the last three.
+the very model to be edited, over many times the tokens that every other row of the table reads (docs/baselines.md). The
+closest published editor without meta-training is MEMIT (Meng et al., ICLR 2023): it too gives a few feed-forward
+networks a low-rank update that carries many edits at once and leaves what other inputs get. The blocks are MEND's, the
+last three.
 
 1.  Values. With h the output of the last edited block L at the positions that predict a forgotten answer's tokens y,
         u* = argmin over |u| <= clamp of  mean over y of -log(1 - p(y | ..., h + |h| u)) + decay mean |u|^2
