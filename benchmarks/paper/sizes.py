@@ -26,13 +26,16 @@ class Sizes:
     """Of unlearning layers and LoRA."""
 
     blocks: tuple[int, ...] | None = None
-    """Where unlearning layers sit; None: the upper half."""
+    """Where unlearning layers of the bounded objective sit; None: in the upper half. The paper's are in all blocks."""
 
     steps: int
     """Optimiser steps of the bounded objective at most."""
 
     learning_rate: float
     """Of the bounded objective."""
+
+    retain_batch: int
+    """Retained rows in one of its steps."""
 
     eul_learning_rate: float
     """Of the paper's objective: its own is for thousands of steps, and here there are a few dozen."""
@@ -85,10 +88,12 @@ FULL = Sizes(
     precision="bf16",
     fit_precision="bf16",
     rank=48,  # twenty side by side are 960 of the 1024 that the format allows
-    steps=60,
-    learning_rate=3e-4,
+    blocks=tuple(range(20, 30)),
+    steps=30,
+    learning_rate=3e-3,
+    retain_batch=8,
     eul_learning_rate=5e-4,
-    guard_rows=64,
+    guard_rows=48,
     tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
@@ -116,6 +121,7 @@ QUICK = Sizes(
     rank=8,
     steps=12,
     learning_rate=5e-2,
+    retain_batch=8,
     eul_learning_rate=5e-2,
     guard_rows=8,
     tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),

@@ -30,7 +30,7 @@ class Objective:
     forget_tnpo: float = 0.0
     """Weight of `tnpo` on forgotten answers."""
 
-    tnpo_beta: float = 1.0
+    tnpo_beta: float = 4.0
     """beta of `tnpo`, per nat: the larger, the sooner a forgotten token is left alone."""
 
     forget_simnpo: float = 0.0

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from benchmarks.paper.baselines.meter import Meter
 from benchmarks.paper.baselines.models import load_tokenizer, weight_bytes
+from benchmarks.paper.baselines.product import BOUNDED
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES, Tofu
 from benchmarks.paper.experiments.guards_once import fuse_guards_once, nothing, put, write_forget_grams
@@ -117,7 +118,7 @@ def fused(method: str) -> str:
 def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainArgs:
     """The bounded objective on one author, guarded by those who always stay."""
     first = next(iter(ctx.result(ORIGINAL)["measures"].values()))
-    return RECIPES["npo"].arguments(
+    return RECIPES[BOUNDED].arguments(
         **{
             "model": ctx.files(ORIGINAL) / "model",
             "forget": write_rows(ctx.folder / "forget.jsonl", plain(_rows(ctx, data))),
@@ -191,7 +192,11 @@ def _fused(method: str, ctx: Context) -> Mapping[str, Any]:
         if together is not None:
             put(model, together)
         size = (folder / "adapter_model.safetensors").stat().st_size
-        found[str(step)] = {"seconds": rounded(seconds), "served_bytes": size, **score_request_sets(original, data, model, step)}
+        found[str(step)] = {
+            "seconds": rounded(seconds),
+            "served_bytes": size,
+            **score_request_sets(original, data, model, step),
+        }
         shutil.rmtree(ctx.folder / str(step), ignore_errors=True)
     return {"steps": found, "once_seconds": rounded(once)}
 

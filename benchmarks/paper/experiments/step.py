@@ -28,7 +28,7 @@ from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from unlearn_serve.data import IGNORED, Encoded, collate_left, encode
 from unlearn_serve.layers import add_adapter, find_ffn_modules
-from unlearn_serve.training import NPO, RECIPES, TrainArgs, train
+from unlearn_serve.training import RECIPES, TNPO, TrainArgs, train
 
 NAME = "step"
 
@@ -49,7 +49,7 @@ def step_stages(sizes: Sizes) -> list[Stage]:
 def _step(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     data = read_size(ctx)
     forget, retain = plain(data.requested[0]), data.guards
-    args = RECIPES["npo"].arguments(
+    args = RECIPES[BOUNDED].arguments(
         **{
             "model": ctx.files(ORIGINAL) / "model",
             "forget": write_rows(ctx.folder / "forget.jsonl", forget),
@@ -117,10 +117,11 @@ def _naive(ctx: Context, args: TrainArgs, forget: Sequence[Encoded], retain: Seq
         def mean(values: torch.Tensor, answer: torch.Tensor = answer, counts: torch.Tensor = counts) -> torch.Tensor:
             return (values * answer).sum(-1) / counts
 
-        ratio = mean((student.gather(-1, taken) - teacher.gather(-1, taken)).squeeze(-1))[: len(parts[0])]
-        forgetting = 2 / NPO.npo_beta * torch.nn.functional.softplus(NPO.npo_beta * ratio).mean()
+        ratio = (student.gather(-1, taken) - teacher.gather(-1, taken)).squeeze(-1)
+        beta = TNPO.tnpo_beta
+        forgetting = mean(2 / beta * torch.nn.functional.softplus(beta * ratio))[: len(parts[0])].mean()
         kept = mean((teacher.exp() * (teacher - student)).sum(-1))[len(parts[0]) :].mean()
-        (forgetting + NPO.retain_kl * kept).backward()
+        (forgetting + TNPO.retain_kl * kept).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -115,6 +115,7 @@ def bounded_settings(sizes: Sizes) -> dict[str, Any]:
         "blocks": sizes.blocks,
         "max_steps": sizes.steps,
         "learning_rate": sizes.learning_rate,
+        "retain_batch": sizes.retain_batch,
         "own_answers": False,
         "gold_only": False,
     }

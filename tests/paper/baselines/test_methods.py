@@ -111,7 +111,7 @@ def test_lora_starts_from_the_loss_of_eul_bounded(make_task: MakeTask, tmp_path:
         unlearned = quick(name).run(task, Budget(steps=2))
         lines = [json.loads(line) for line in (unlearned.adapter / "training_log.jsonl").read_text().splitlines()]
         first.append(next(line for line in lines if "loss" in line))
-    for key in ("loss", "forget_npo", "retain_kl", "forget_probability", "retain_probability"):
+    for key in ("loss", "forget_tnpo", "retain_kl", "forget_probability", "retain_probability"):
         assert first[0][key] == pytest.approx(first[1][key], abs=1e-5)
 
 
