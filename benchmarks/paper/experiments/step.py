@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.pairing import spread
 from benchmarks.paper.baselines.models import load_tokenizer
+from benchmarks.paper.baselines.product import BOUNDED
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES
 from benchmarks.paper.experiments.models import BASE, loaded
