@@ -67,7 +67,7 @@ def with_adapters(model: Any, rank: int, count: int) -> Generate:
     """Bottleneck adapters behind each feed-forward network, that library's own kind; a batch is split among them."""
     import adapters  # type: ignore[import-not-found]  # lives in an environment of its own
     from adapters import SeqBnConfig
-    from adapters.composition import BatchSplit  # type: ignore[import-not-found]
+    from adapters.composition import BatchSplit  # type: ignore[import-not-found]  # as above
 
     adapters.init(model)
     names = [f"a{index}" for index in range(count)]

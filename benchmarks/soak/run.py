@@ -133,9 +133,8 @@ def _inject(fault: Callable[[Channel], str], channel: Channel) -> FaultRecord:
         channel.server.require_alive()
         survived, detail = False, str(problem)
         channel.settle()
-    return FaultRecord(
-        kind=fault.__name__, at=at, seconds=time.time() - at, survived=survived, detail=detail.partition("\n")[0]
-    )
+    said = detail.partition("\n")[0].replace(f"{channel.setting.out}/", "")  # a report names no folder of one machine
+    return FaultRecord(kind=fault.__name__, at=at, seconds=time.time() - at, survived=survived, detail=said)
 
 
 def _take_down(channel: Channel, events: dict[str, dict[str, object]]) -> None:

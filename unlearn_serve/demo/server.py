@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped]  # ships no types
 
 from unlearn_serve.demo.progress import progress_bars
 from unlearn_serve.errors import ServingError

@@ -102,7 +102,7 @@ def ffn_output_maps(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
     Raises:
         UnsupportedModel: a network does not have exactly one map onto the hidden size from another width.
     """
-    hidden = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]  # peft's types
+    hidden = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]  # nn.Module's
     found = {}
     for block, (path, ffn) in find_ffn_modules(model).items():
         maps = [(name, child) for name, child in ffn.named_modules() if _ends_in(child, hidden)]
