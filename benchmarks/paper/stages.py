@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from benchmarks.machine import describe
 from unlearn_serve.format.atomic import write_atomically
 
@@ -46,14 +48,19 @@ class Stage:
     """Raised by hand whenever `run` computes something else from the same settings."""
 
     minutes: float = 1.0
-    """About how long it takes on two cores; for the time left until a run of it is on file."""
+    """About how long it takes with a core to itself; for the time left until a run of it is on file."""
+
+    alone: bool = False
+    """It times things against each other: nothing runs beside it."""
 
 
 class Runner:
     """Runs stages in their order, each after its inputs."""
 
-    def __init__(self, stages: Sequence[Stage], *, data: Path, out: Path, results: Path) -> None:
+    def __init__(self, stages: Sequence[Stage], *, data: Path, out: Path, results: Path, jobs: int = 1) -> None:
         """Keep the folders; nothing is read or written yet.
+
+        `jobs`, for the record: how many stages run side by side.
 
         Raises:
             ValueError: two stages of one name, or one that reads a stage which does not come before it.
@@ -65,7 +72,7 @@ class Runner:
             if unknown := [name for name in stage.inputs if name not in self.stages]:
                 raise ValueError(f"stage {stage.name!r}: expected inputs that come before it, got {', '.join(unknown)}")
             self.stages[stage.name] = stage
-        self.data, self.out, self.results = data, out, results
+        self.data, self.out, self.results, self.jobs = data, out, results, jobs
         self._file_digest = cache(_sha256)
         self._digests: dict[str, str] = {}
 
@@ -118,6 +125,8 @@ class Runner:
             "digest": self.digest(name),
             "config": dict(stage.config),
             "seconds": round(time.perf_counter() - began, 1),
+            "jobs": self.jobs,
+            "threads": torch.get_num_threads(),
             **describe(),
             "result": result,
         }
@@ -187,7 +196,7 @@ class Context:
         return self.runner.folder(name)
 
     def shared(self, name: str, *, of: str) -> Path:
-        """A folder that several stages on the files of stage `of` fill and use again (SISA's shards)."""
+        """A folder that stages on the files of `of`, each an input of the next, fill and use again (SISA's shards)."""
         self._require(of, self.stage.inputs, "inputs")
         folder = self.runner.out / "shared" / f"{name}-{self.runner.digest(of)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,13 @@ def train(
     reference: Annotated[
         Path | None, typer.Option(help="Folder of a model that never saw the forgotten rows: bad-teacher imitates it.")
     ] = None,
+    land: Annotated[
+        bool | None,
+        typer.Option(
+            "--land/--no-land",
+            help="Scale the layers down to where the target is just met; default: with --holdout and --retrained.",
+        ),
+    ] = None,
     retain_tolerance: Annotated[
         float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
     ] = None,
@@ -112,6 +119,7 @@ def train(
         "holdout": holdout,
         "retrained": retrained,
         "reference": reference,
+        "land": land,
         "retain_tolerance": retain_tolerance,
         "gold_only": gold_only,
         "refusal": refusal,

@@ -122,6 +122,10 @@ class TrainArgs:
     """Folder of a model that never saw the forgotten rows, such as the checkpoint before it was fine-tuned on them: the
     teacher of `forget_reference`. It is asked once, before training."""
 
+    land: bool | None = None
+    """Scale the layers down to where the target is just met, once training is past it (`landing.land`). None: where the
+    target is the level of a model that never saw the rows (`holdout`, `retrained`)."""
+
     retain_tolerance: float = 0.01
     """Mean KL(F || F(f)) per retained answer token, in nats, that early stopping allows."""
 
@@ -180,11 +184,17 @@ class TrainArgs:
         if self.retain is None and self.schedule == "alternate":
             raise TrainingError("schedule: 'alternate' needs retained examples; give retain or use 'joint'")
 
+    @property
+    def lands(self) -> bool:
+        """Whether the layers are scaled down at the end, see `land`."""
+        return self.land if self.land is not None else bool(self.holdout or self.retrained)
+
     def settings(self) -> dict[str, float | int | str | bool]:
         """Return what shaped the training, flat, for the manifest: no paths, no data."""
         chosen: dict[str, float | int | str | bool] = {
             name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None
         }
+        chosen["land"] = self.lands
         chosen.update({item.name: getattr(self.objective, item.name) for item in fields(self.objective)})
         return chosen
 

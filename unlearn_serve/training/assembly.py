@@ -20,7 +20,8 @@ from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgott
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import Form, build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.levels import Levels, Target, measure
+from unlearn_serve.training.landing import Landing, land
+from unlearn_serve.training.levels import Target, measure
 from unlearn_serve.training.never_saw import reference_answers
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
 from unlearn_serve.training.trainer import UnlearnTrainer
@@ -223,13 +224,15 @@ def build_trainer(
     return trainer, stop
 
 
-def final_levels(
-    args: TrainArgs, trainer: UnlearnTrainer, examples: TrainingSet, stop: StopWhenForgotten | None
-) -> Levels:
-    """Return where training ended; logs a warning where that is short of its target."""
+def end(args: TrainArgs, trainer: UnlearnTrainer, examples: TrainingSet, stop: StopWhenForgotten | None) -> Landing:
+    """Return where training ended, after landing where `args` ask for it; logs a warning where that is short."""
+    retain = examples.retain[: args.check_examples]
     if stop is not None and stop.reached is not None:
-        return stop.reached
-    levels = measure(trainer.outputs, trainer.model_wrapped, examples.forget, examples.retain[: args.check_examples])
+        if not args.lands:
+            return Landing(1.0, stop.reached)
+        where = trainer.outputs, trainer.model_wrapped, examples.forget, retain
+        return land(*where, target=stop.target, reached=stop.reached)
+    levels = measure(trainer.outputs, trainer.model_wrapped, examples.forget, retain)
     if args.forget_target is not None:
         logger.warning(
             "training ended after %d steps short of its target: forget probability %.4f (target %.4f), "
@@ -243,4 +246,4 @@ def final_levels(
             levels.retain_kl,
             args.retain_tolerance,
         )
-    return levels
+    return Landing(1.0, levels)

@@ -100,7 +100,7 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         self._plans_per_step = plans_per_step
         self._forget = forget
         self._retain = retain
-        self._target = target
+        self.target = target
 
     def on_step_end(
         self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any
@@ -109,9 +109,9 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         if trainer is None or not self._worth_a_check(trainer, state.global_step):
             return control
-        levels = measure(trainer.outputs, trainer.model_wrapped, self._forget, self._retain, target=self._target)
+        levels = measure(trainer.outputs, trainer.model_wrapped, self._forget, self._retain, target=self.target)
         self._log.write(state.global_step, check=levels.as_dict())
-        if self._target.reached(levels):
+        if self.target.reached(levels):
             self.reached = levels
             control.should_training_stop = True
         return control
@@ -121,8 +121,8 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         if any(plan.closes_epoch and not plan.forget for plan in of_step):
             return True
         terms = trainer.last_terms
-        forgotten = terms.get("forget_probability", math.inf) <= self._target.probability
-        return forgotten and terms.get("retain_kl", 0.0) <= self._target.retain_tolerance
+        forgotten = terms.get("forget_probability", math.inf) <= self.target.probability
+        return forgotten and terms.get("retain_kl", 0.0) <= self.target.retain_tolerance
 
 
 def progress_bar() -> Progress:

@@ -25,7 +25,7 @@ from unlearn_serve.training.assembly import (
     build_examples,
     build_trainer,
     chosen_blocks,
-    final_levels,
+    end,
     training_arguments,
     warmup_steps,
     with_steps,
@@ -91,7 +91,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             callbacks=callbacks,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-        levels = final_levels(args, trainer, examples, stop)
+        landing = end(args, trainer, examples, stop)
         task = progress.add_task("grams", total=len(examples.encoded))
         grams = record_grams(
             model,
@@ -108,7 +108,8 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         outcome: dict[str, float | int | str | bool] = {
             "steps": trainer.state.global_step,
             "stopped_early": stop is not None and stop.reached is not None,
-            **{f"reached_{name}": value for name, value in levels.as_dict().items()},
+            "landed_at_scale": landing.scale,
+            **{f"reached_{name}": value for name, value in landing.levels.as_dict().items()},
         }
         write_manifest(args.out, build_manifest(args, args.out, sites, outcome, two_stacks=has_two_stacks(base)))
         shutil.rmtree(args.out / CHECKPOINTS_NAME, ignore_errors=True)

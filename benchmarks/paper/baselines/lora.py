@@ -33,7 +33,7 @@ from unlearn_serve.training.assembly import (
     build_examples,
     build_trainer,
     chosen_blocks,
-    final_levels,
+    end,
     training_arguments,
     with_steps,
 )
@@ -114,8 +114,8 @@ def _train(
             callbacks=[within],
         )
         trainer.train()
-    levels = final_levels(args, trainer, examples, stop)
-    said = {f"reached_{name}": value for name, value in levels.as_dict().items()}
+    landing = end(args, trainer, examples, stop)
+    said = {f"reached_{name}": value for name, value in landing.levels.as_dict().items()}
     return {"stopped_early": stop is not None and stop.reached is not None, **said}
 
 

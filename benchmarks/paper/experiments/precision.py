@@ -26,7 +26,7 @@ ROUNDS = 3
 def precision_stages(sizes: Sizes) -> list[Stage]:
     """The one stage."""
     config = {"tofu": as_json(sizes.tofu), "fit": as_json(sizes.tofu_fit), "steps": STEPS, "rounds": ROUNDS}
-    return [Stage(name=NAME, run=_precision, config=config, inputs=(BASE,), data=FILES, minutes=2)]
+    return [Stage(name=NAME, run=_precision, config=config, inputs=(BASE,), data=FILES, minutes=2, alone=True)]
 
 
 def _precision(ctx: Context) -> Mapping[str, Any]:

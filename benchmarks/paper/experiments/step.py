@@ -44,7 +44,7 @@ def step_stages(sizes: Sizes) -> list[Stage]:
         "steps": sizes.step_rounds[1],  # one more before them warms up
     }
     run = partial(_step, bounded_settings(sizes))
-    return [Stage(name=NAME, run=run, config=config, inputs=(BASE, ORIGINAL), data=FILES, minutes=6)]
+    return [Stage(name=NAME, run=run, config=config, inputs=(BASE, ORIGINAL), data=FILES, minutes=6, alone=True)]
 
 
 def _step(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:

@@ -33,20 +33,23 @@ def table_stages(sizes: Sizes) -> list[Stage]:
     stages = []
     for task in TASKS:
         shared = shared_config(task, sizes)
+        shards: tuple[str, ...] = ()  # SISA's are made by the first stage that needs them
         stages.append(original_stage(f"{task}/original", {**shared, "shares": list(sizes.shares)}))
         for share in sizes.shares:
             for name in METHODS:
                 for seed in sizes.seeds if name == BOUNDED else sizes.seeds[:1]:
-                    stages.append(
-                        method_stage(
-                            f"{task}/forget{percent(share)}/{name}-seed{seed}",
-                            method_of(name, task, sizes),
-                            {**shared, "share": share, "seed": seed},
-                            original=f"{task}/original",
-                            sizes=sizes,
-                            minutes=1.5 if name in (*FROZEN, "mend-like") else 5,
-                        )
+                    stage = method_stage(
+                        f"{task}/forget{percent(share)}/{name}-seed{seed}",
+                        method_of(name, task, sizes),
+                        {**shared, "share": share, "seed": seed},
+                        original=f"{task}/original",
+                        after=shards if name == "sisa" else (),
+                        sizes=sizes,
+                        minutes=1.5 if name in (*FROZEN, "mend-like") else 5,
                     )
+                    stages.append(stage)
+                    if name == "sisa":
+                        shards = (stage.name,)
     return stages
 
 
@@ -92,7 +95,14 @@ def original_stage(name: str, config: Mapping[str, Any]) -> Stage:
 
 
 def method_stage(
-    name: str, method: Baseline, config: Mapping[str, Any], *, original: str, sizes: Sizes, minutes: float
+    name: str,
+    method: Baseline,
+    config: Mapping[str, Any],
+    *,
+    original: str,
+    after: tuple[str, ...] = (),
+    sizes: Sizes,
+    minutes: float,
 ) -> Stage:
     """The stage of one method on one request."""
     frozen = method.name in FROZEN
@@ -106,7 +116,7 @@ def method_stage(
             "method": method.name,
             "settings": as_json(method),
         },
-        inputs=(BASE, original),
+        inputs=(BASE, original, *after),
         data=FILES[config["task"]],
         minutes=minutes,
     )

@@ -13,6 +13,7 @@ from benchmarks.paper.baselines.models import load_original, weight_bytes
 from benchmarks.paper.task import Budget, Kind
 from tests.paper.baselines.tasks import MakeTask, gold_probability, quick, rows, tensors
 from tests.training.toy import FORGET
+from unlearn_serve.training import TNPO
 
 NAMES = list(BASELINES)
 TRAINED = [name for name in NAMES if name != "original"]
@@ -152,7 +153,13 @@ def test_a_task_that_contradicts_itself_is_refused(make_task: MakeTask, tmp_path
 def test_training_may_stop_at_the_level_of_a_holdout_set(make_task: MakeTask, tmp_path: Path) -> None:
     never = rows({"Who wrote Zeno?": "It was Hal.", "Who wrote Nana?": "It was Rud."})
     task = replace(make_task("decoder", tmp_path), holdout=never)
-    settings = {**quick("eul-bounded").settings, "gold_only": False, "own_answers": False, "retain_tolerance": 10.0}
+    settings = {
+        **quick("eul-bounded").settings,
+        "objective": replace(TNPO, tnpo_beta=1.0),
+        "gold_only": False,
+        "own_answers": False,
+        "retain_tolerance": 10.0,
+    }
     method = replace(BASELINES["eul-bounded"], stop_at_holdout=True, settings=settings)
     unlearned = method.run(task, Budget())
     assert unlearned.details["stopped_early"]
