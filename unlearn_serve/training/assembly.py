@@ -20,7 +20,7 @@ from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgott
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import Form, build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.landing import Landing, land
+from unlearn_serve.training.landing import Landing
 from unlearn_serve.training.levels import Target, measure
 from unlearn_serve.training.never_saw import reference_answers
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
@@ -202,6 +202,7 @@ def build_trainer(
                 extraction=args.extraction_target,
                 retain_tolerance=args.retain_tolerance,
             ),
+            lands=args.lands,
         )
         own.append(stop)
     task = progress.add_task("frozen model", total=len(examples.encoded))
@@ -225,14 +226,10 @@ def build_trainer(
 
 
 def end(args: TrainArgs, trainer: UnlearnTrainer, examples: TrainingSet, stop: StopWhenForgotten | None) -> Landing:
-    """Return where training ended, after landing where `args` ask for it; logs a warning where that is short."""
-    retain = examples.retain[: args.check_examples]
+    """Return where training ended; logs a warning where that is short of its target."""
     if stop is not None and stop.reached is not None:
-        if not args.lands:
-            return Landing(1.0, stop.reached)
-        where = trainer.outputs, trainer.model_wrapped, examples.forget, retain
-        return land(*where, target=stop.target, reached=stop.reached)
-    levels = measure(trainer.outputs, trainer.model_wrapped, examples.forget, retain)
+        return stop.reached
+    levels = measure(trainer.outputs, trainer.model_wrapped, examples.forget, examples.retain[: args.check_examples])
     if args.forget_target is not None:
         logger.warning(
             "training ended after %d steps short of its target: forget probability %.4f (target %.4f), "

@@ -10,7 +10,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from unlearn_serve.training.levels import Levels, Target, measure
+from unlearn_serve.training.landing import Landing, land
+from unlearn_serve.training.levels import Target, measure
 from unlearn_serve.training.plan import StepPlan
 from unlearn_serve.training.trainer import UnlearnTrainer
 
@@ -91,16 +92,21 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         forget: Sequence[int],
         retain: Sequence[int],
         target: Target,
+        lands: bool,
     ) -> None:
-        """`plans_per_step`: micro-steps, of all processes, in an optimiser step. `retain`: those that checks read."""
+        """`plans_per_step`: micro-steps, of all processes, in an optimiser step. `retain`: those that checks read.
+
+        `lands`: the layers are scaled down to where the target is just met, see `land`.
+        """
         self.trainer: UnlearnTrainer | None = None
-        self.reached: Levels | None = None
+        self.reached: Landing | None = None
         self._log = log
         self._plans = plans
         self._plans_per_step = plans_per_step
         self._forget = forget
         self._retain = retain
-        self.target = target
+        self._target = target
+        self._lands = lands
 
     def on_step_end(
         self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any
@@ -109,11 +115,14 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         if trainer is None or not self._worth_a_check(trainer, state.global_step):
             return control
-        levels = measure(trainer.outputs, trainer.model_wrapped, self._forget, self._retain, target=self.target)
+        model, target = (trainer.outputs, trainer.model_wrapped), self._target
+        levels = measure(*model, self._forget, () if self._lands else self._retain, target=target)
         self._log.write(state.global_step, check=levels.as_dict())
-        if self.target.reached(levels):
-            self.reached = levels
-            control.should_training_stop = True
+        if self._lands and target.forgotten(levels):
+            self.reached = land(*model, self._forget, self._retain, target=target)
+        elif target.reached(levels):
+            self.reached = Landing(1.0, levels)
+        control.should_training_stop |= self.reached is not None
         return control
 
     def _worth_a_check(self, trainer: UnlearnTrainer, step: int) -> bool:
@@ -121,8 +130,10 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         if any(plan.closes_epoch and not plan.forget for plan in of_step):
             return True
         terms = trainer.last_terms
-        forgotten = terms.get("forget_probability", math.inf) <= self.target.probability
-        return forgotten and terms.get("retain_kl", 0.0) <= self.target.retain_tolerance
+        forgotten = terms.get("forget_probability", math.inf) <= self._target.probability
+        # Half the layers move answers about a quarter as far: KL is quadratic.
+        within = self._target.retain_tolerance * (4 if self._lands else 1)
+        return forgotten and terms.get("retain_kl", 0.0) <= within
 
 
 def progress_bar() -> Progress:

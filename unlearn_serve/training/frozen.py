@@ -88,8 +88,8 @@ class FrozenOutputs:
     def fill(self, forward: nn.Module, advance: Callable[[int], None] = lambda _: None) -> None:
         """Run the frozen model over every example and keep what was decided on.
 
-        Checks first that packing (on the longest two examples) and replaying give what each example gives alone, and
-        does without whichever does not.
+        Checks on the longest two examples that packing gives what each gives alone, and replaying what the whole model
+        gave, and does without whichever does not.
 
         Args:
             forward: the model as wrapped for training; called the same number of times on every process.
@@ -104,9 +104,8 @@ class FrozenOutputs:
                 with recording as seen:
                     logits = self._logits_of(forward, row)
                 self._keep(row, logits, seen[0] if self.replays else None)
-                if len(self._log_probs) == len(row.members):  # the first row
-                    self.replays = self.replays and self._replay_is_exact(forward, row, logits)
                 advance(len(row.members))
+            self.replays = self.replays and self._replay_is_exact(forward)
         if not self.replays:
             self._hidden.clear()
 
@@ -173,17 +172,19 @@ class FrozenOutputs:
             if self.keeps_logits and member in self._with_logits:
                 self._logits[member] = logits[row.owner == n].clone()
 
+    def _longest(self) -> list[int]:
+        """Two examples: where a sliding window or the like tells on any, it tells on them."""
+        return sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i].input_ids))[:2]
+
     def _packing_is_exact(self, forward: nn.Module) -> bool:
-        # The longest two: where a sliding window or the like tells on any, it tells on them.
-        members = sorted(range(len(self._examples)), key=lambda i: -len(self._examples[i].input_ids))[:2]
-        packed = pack_row(self._examples, members, self.prefix).to(self._model.device)
-        alone = [pack_row(self._examples, [member], 0).to(self._model.device) for member in members]
+        packed = pack_row(self._examples, self._longest(), self.prefix).to(self._model.device)
+        alone = [pack_row(self._examples, [member], 0).to(self._model.device) for member in self._longest()]
         got = token_log_probs(self._logits_of(forward, packed), packed.labels)
         expected = torch.cat([token_log_probs(self._logits_of(forward, row), row.labels) for row in alone])
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)
 
-    def _replay_is_exact(self, forward: nn.Module, row: Row, expected: torch.Tensor) -> bool:
-        assert self._trunk is not None
-        with self._trunk.replay(self._hidden_of(row)):
-            got = self._logits_of(forward, row)
+    def _replay_is_exact(self, forward: nn.Module) -> bool:
+        row = pack_row(self._examples, self._longest(), self.prefix).to(self._model.device)
+        got = token_log_probs(self.student_logits(forward, row), row.labels)
+        expected = torch.cat([self._log_probs[member] for member in row.members])
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)

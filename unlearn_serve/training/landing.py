@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from unlearn_serve.training.frozen import FrozenOutputs
-from unlearn_serve.training.levels import Levels, Target, measure
+from unlearn_serve.training.levels import Levels, Target, forget_levels, measure
 
-HALVINGS = 7
-"""Of the interval that the scale is looked for in: to 1/128."""
+HALVINGS = 5
+"""Of the interval that the scale is looked for in: to 1/32."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,22 @@ class Landing:
 
 @torch.no_grad()
 def land(
-    outputs: FrozenOutputs,
-    forward: nn.Module,
-    forget: Sequence[int],
-    retain: Sequence[int],
-    *,
-    target: Target,
-    reached: Levels,
-) -> Landing:
+    outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[int], retain: Sequence[int], *, target: Target
+) -> Landing | None:
     """Scale every W_up by the smallest s at which forgotten answers are at their target, found by bisection.
 
-    Semantics: U_i(h) = h + s W_up,i act(W_down,i h). Where retained answers would then miss their tolerance, s is 1.
-    Mutates the weights of `forward` whose names PEFT gives to the outer map (lora_B): also LoRA's.
+    Semantics: U_i(h) = h + s W_up,i act(W_down,i h). Mutates the weights of `forward` that PEFT names lora_B: W_up, and
+    also LoRA's outer map.
 
     Args:
         outputs: of the frozen model.
-        forward: the model with its layers, which meet `target`.
+        forward: the model with its layers, under which forgotten answers are at their target.
         forget: examples that it is measured on, `HALVINGS` times.
         retain: retained examples that the last measurement reads.
         target: the levels.
-        reached: the levels at s = 1.
+
+    Returns:
+        None, and the weights as they were, where retained answers miss their tolerance even so.
     """
     outer = [weight for name, weight in forward.named_parameters() if "lora_B" in name]
     trained = [weight.clone() for weight in outer]
@@ -62,13 +58,13 @@ def land(
     for _ in range(HALVINGS):
         middle = (short + enough) / 2
         scale(middle)
-        if target.forgotten(measure(outputs, forward, forget, ())):
+        if target.forgotten(forget_levels(outputs, forward, forget)):
             enough = middle
         else:
             short = middle
     scale(enough)
-    levels = reached if enough == 1.0 else measure(outputs, forward, forget, retain, target=target)
+    levels = measure(outputs, forward, forget, retain)
     if target.reached(levels):
         return Landing(enough, levels)
     scale(1.0)
-    return Landing(1.0, reached)
+    return None

@@ -80,12 +80,13 @@ def measure(
 
 
 @torch.no_grad()
-def forget_levels(outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[int]) -> Levels:
-    """Measure the forgotten answers alone."""
+def forget_levels(outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[int], *, frozen: bool = False) -> Levels:
+    """Measure the forgotten answers alone; `frozen`: under the model without its layers."""
+    ask = outputs.teacher_logits if frozen else outputs.student_logits
     probabilities: list[torch.Tensor] = []
     extractable: list[torch.Tensor] = []
     for row in outputs.rows(forget) if forget else ():
-        answers = outputs.answers(row, outputs.student_logits(forward, row))
+        answers = outputs.answers(row, ask(forward, row))
         probabilities.append(answers.log_probs().exp())
         whole = [n for n in range(len(row.members)) if n not in answers.spellings]
         extractable.append(extraction_strengths(answers, outputs.closed(row))[whole])

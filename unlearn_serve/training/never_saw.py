@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from unlearn_serve.data import read_examples
 from unlearn_serve.errors import TrainingError
-from unlearn_serve.layers import adapter_blocks, add_adapter
+from unlearn_serve.layers import add_adapter
 from unlearn_serve.training.args import TrainArgs
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.frozen import FrozenOutputs
@@ -74,19 +74,17 @@ def _another(args: TrainArgs, name: str, folder: Path, model: PeftModel) -> Peft
 
 
 def _levels(args: TrainArgs, model: PeftModel, found: TrainingSet) -> Levels:
-    outputs = _outputs(args, model, found)
-    with model.disable_adapter():
-        return forget_levels(outputs, model, found.forget)
+    return forget_levels(_outputs(args, model, found), model, found.forget, frozen=True)
 
 
 def _outputs(args: TrainArgs, model: PeftModel, found: TrainingSet) -> FrozenOutputs:
     outputs = FrozenOutputs(
         model,
         found.encoded[: len(found.forget)],  # and not the words before a gold string
-        with_logits=(),
-        first_block=min(adapter_blocks(model)),
+        with_logits=range(len(found.forget)),  # read once, from the pass that fills
+        first_block=0,
         row_tokens=args.row_tokens,
-        cache_bytes=0,
+        cache_bytes=args.cache_mb * 2**20,
         beginnings=found.beginnings,
     )
     outputs.fill(model)
