@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -55,6 +56,36 @@ def test_cat_is_exactly_the_sum_of_the_deltas(activation: str, ranks: tuple[int,
         total = sum(delta(parent, block, h) for parent in parents)
         # Only the order of fp32 sums differs: 1e-6 of the largest value.
         torch.testing.assert_close(delta(fused, block, h), total, rtol=0, atol=1e-6 * total.abs().max().item())
+
+
+def test_cat_of_adapters_that_share_w_down_needs_no_more_rank() -> None:
+    """As training with freeze_down leaves them: the sum of the deltas is the delta of the summed W_up."""
+    first, other = (adapter(seed, rank=1000) for seed in (0, 1))
+    parents = [first, replace(other, tensors=replace(other.tensors, w_down=first.tensors.w_down))]
+    fused = fuse(parents, "cat")
+    assert fused.tensors.rank == 1000
+    h = draw(9, 20, D)
+    for block in (1, 3):
+        total = sum(delta(parent, block, h) for parent in parents)
+        torch.testing.assert_close(delta(fused, block, h), total, rtol=0, atol=1e-6 * total.abs().max().item())
+
+
+@pytest.mark.parametrize("retained", [0.0, 0.25, 1.0])
+def test_a_retained_row_counts_as_told(retained: float) -> None:
+    """Against least squares on the inputs themselves, each retained one taken sqrt(retained) times."""
+    parents, rows = [], []
+    for seed in (0, 1):
+        forgotten, kept = draw(seed, 30, D), draw(seed + 50, 40, D)
+        one = adapter(seed, inputs=forgotten)
+        guards = adapter(seed, inputs=kept).grams
+        grams = {block: replace(gram, retained=guards[block]) for block, gram in one.grams.items()}
+        parents.append(replace(one, grams=grams))
+        rows.append(torch.cat([forgotten, retained**0.5 * kept]))
+    fused = fuse(parents, options=RegMean(scaling="none", off_diagonal=1.0, ridge=1e-9, retained=retained))
+    for block in (1, 3):
+        outputs = torch.cat([x @ one.tensors.w_down[block].T for x, one in zip(rows, parents, strict=True)])
+        expected = torch.linalg.lstsq(torch.cat(rows).double(), outputs.double()).solution.T.float()
+        torch.testing.assert_close(fused.tensors.w_down[block], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

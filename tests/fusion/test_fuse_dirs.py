@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,11 @@ def write_trained(base: Path, out: Path, seed: int, *, rank: int = 4, **options:
     x = torch.randn(40, D, generator=torch.Generator().manual_seed(seed))
     grams = {}
     for block, down in tensors.w_down.items():
-        z = activate(x @ down.T, tensors.activation)
-        grams[block] = SiteGrams(down=x.T @ x, up=z.T @ z)
+        forgotten, retained = (
+            SiteGrams(down=rows.T @ rows, up=(z := activate(rows @ down.T, tensors.activation)).T @ z)
+            for rows in (x[:20], x[20:])
+        )
+        grams[block] = replace(forgotten, retained=retained)
     write_grams(out, grams, manifest.adapter.sites)
     return out
 
@@ -181,7 +185,7 @@ def test_refuses_running_sums_that_do_not_fit(parents: list[Path], tmp_path: Pat
         (lambda sums, header, name: sums[name].fill_(torch.inf), "expected finite sums, got NaN or inf"),
         (
             lambda sums, header, name: header.update(schema="unlearn-serve/fusion-sums/9"),
-            "expected schema .*sums/1, got",
+            "expected schema .*sums/2, got",
         ),
         (lambda sums, header, name: header.update(surprise=1), "expected the header of running sums, got"),
         (lambda sums, header, name: header.pop("parents"), "expected the header of running sums, got"),
@@ -235,19 +239,22 @@ def test_gram_file_reads_what_was_written(parents: list[Path]) -> None:
         assert torch.equal(pack(gram), stored[name])
 
 
+def sketched(grams: SiteGrams) -> SiteGrams:
+    sketcher = GramSketcher(D, D)
+    sketcher.add(torch.linalg.cholesky(grams.down.double() + 1e-9 * torch.eye(D)).T)  # rows with this Gram
+    return SiteGrams(down=sketcher.result(), up=grams.up)
+
+
 def test_sketched_grams_fuse_as_exact_ones_do(parents: list[Path], tmp_path: Path) -> None:
     exact = fuse_dirs(parents, tmp_path / "exact")
     for parent in parents[:2]:  # and exact and sketched ones together
         manifest, _ = read_adapter_dir(parent)
         grams = dict(GramFile(parent / GRAMS_NAME, manifest.adapter.sites, rank=4, hidden_size=D))
-        for block, one in grams.items():
-            sketcher = GramSketcher(D, D)
-            sketcher.add(torch.linalg.cholesky(one.down.double() + 1e-9 * torch.eye(D)).T)  # rows with this Gram
-            grams[block] = SiteGrams(down=sketcher.result(), up=one.up)
+        grams = {block: replace(sketched(one), retained=sketched(one.retained)) for block, one in grams.items()}
         write_grams(parent, grams, manifest.adapter.sites)
         assert f"{gram_names('model.layers.1.mlp')[0]}.sketch" in load_file(parent / GRAMS_NAME)
-    sketched = fuse_dirs(parents, tmp_path / "sketched")
-    one, two = (load_file(out / "adapter_model.safetensors") for out in (exact, sketched))
+    rough = fuse_dirs(parents, tmp_path / "sketched")
+    one, two = (load_file(out / "adapter_model.safetensors") for out in (exact, rough))
     for name in one:
         # As many rows as directions: fp32 rounding, magnified by the solve.
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-3)
@@ -299,11 +306,11 @@ def test_refuses_damaged_grams(parents: list[Path], tmp_path: Path, damage: obje
     path = parents[1] / GRAMS_NAME
     grams = load_file(path)
     damage(grams, gram_names("model.layers.1.mlp")[0])
-    save_file(grams, path, metadata={"schema": "unlearn-serve/grams/1"})
+    save_file(grams, path, metadata={"schema": "unlearn-serve/grams/2"})
     with pytest.raises(FusionError, match=message):
         fuse_dirs(parents, tmp_path / "out")
     save_file(grams, path)
-    with pytest.raises(FusionError, match="expected schema unlearn-serve/grams/1, got None; train the adapter again"):
+    with pytest.raises(FusionError, match="expected schema unlearn-serve/grams/2, got None; train the adapter again"):
         fuse_dirs(parents, tmp_path / "out")
     path.write_bytes(b"no safetensors")
     with pytest.raises(FusionError, match="expected a safetensors file, got: "):

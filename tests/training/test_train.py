@@ -98,7 +98,8 @@ def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
     assert 0 < objective["steps"] < FAST["max_steps"]
     grams = GramFile(out / "grams.safetensors", manifest.adapter.sites, rank=8, hidden_size=48)
     for gram in grams.values():
-        for matrix in (gram.down, gram.up):
+        for matrix in (gram.down, gram.up, gram.retained.down, gram.retained.up):
+            assert matrix.diagonal().sum() > 0
             torch.testing.assert_close(matrix, matrix.T)
             assert torch.linalg.eigvalsh(matrix).min() > -1e-3
 
@@ -320,6 +321,19 @@ def test_two_processes_train_one_adapter(toy: Path, tmp_path: Path) -> None:
     assert not any(answers(toy, "forget", tmp_path / "out"))
     steps = [line["step"] for line in log_of(tmp_path / "out") if "loss" in line]
     assert steps == list(range(1, len(steps) + 1)), "one process writes the log"
+
+
+def test_frozen_w_down_stays_what_the_seed_draws(toy: Path, tmp_path: Path) -> None:
+    options = {"freeze_down": True, "activation": "relu", "rank": 64}
+    first, second = (
+        train(arguments(toy, tmp_path / name, **options, objective=objective, forget_target=None, max_steps=20))
+        for name, objective in (("first", TNPO), ("second", SIMNPO))
+    )
+    maps = [read_adapter_dir(out)[1] for out in (first, second)]
+    assert all(torch.equal(maps[0].w_down[block], maps[1].w_down[block]) for block in maps[0].w_down)
+    assert all(weight.abs().max() > 0 for one in maps for weight in one.w_up.values())
+    assert not any(answers(toy, "forget", first))
+    assert read_adapter_dir(first)[0].provenance.objective["freeze_down"] is True
 
 
 def test_gradient_accumulation_and_no_retained_data(toy: Path, tmp_path: Path) -> None:

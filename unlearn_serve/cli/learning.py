@@ -45,6 +45,9 @@ def train(
     ] = None,
     rank: Annotated[int, typer.Option(help="Bottleneck width r.")] = 64,
     activation: Annotated[Activation, typer.Option(help="Activation of the bottleneck.")] = "silu",
+    freeze_down: Annotated[
+        bool, typer.Option("--freeze-down", help="Train W_up alone, so that adapters to be fused share W_down.")
+    ] = False,
     blocks: Annotated[str | None, typer.Option(help="Blocks with a layer, like 0-9,12; default: upper half.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
@@ -140,6 +143,7 @@ def train(
         deletion_ids=tuple(deletion_id),
         rank=rank,
         activation=activation,
+        freeze_down=freeze_down,
         objective=_weighted(recipe.objective, weights, weight or []),
         save_steps=save_steps,
         seed=seed,
@@ -218,11 +222,14 @@ def fuse(
     ] = None,
     off_diagonal: Annotated[float | None, typer.Option(help="Factor of what is off the Grams' diagonals.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Added to the diagonals, in units of their mean.")] = None,
+    retained: Annotated[
+        float | None, typer.Option(help="What a retained row counts beside a forgotten one; 1: as published.")
+    ] = None,
 ) -> None:
     """Fuse adapters into one that covers all their deletion requests, in closed form and without data."""
     from unlearn_serve.fusion import RegMean, fuse_dirs
 
-    given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge}
+    given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge, "retained": retained}
     chosen = {name: value for name, value in given.items() if value is not None}
     options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]  # types differ by name
     typer.echo(fuse_dirs(adapters, out, method, options))

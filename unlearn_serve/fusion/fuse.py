@@ -57,7 +57,8 @@ def fuse(
 
     - regmean: each map of each site is the least-squares compromise on the inputs its parents saw. The rank is the
       largest parent's: narrower ones count as widened by units that do nothing, which changes none of them.
-    - cat: W_down stacked along the rank, W_up side by side: exactly the sum of the deltas. Ranks add up.
+    - cat: W_down stacked along the rank, W_up side by side: exactly the sum of the deltas. Ranks add up, but where all
+      share W_down (`TrainArgs.freeze_down`): there W_up is summed.
     - mean: plain mean of the maps, weighted by share. Rank stays.
 
     Args:
@@ -76,7 +77,10 @@ def fuse(
     if method not in METHODS:
         raise FusionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     options = options or RegMean()
-    _check(adapters, method)
+    if not adapters:
+        raise FusionError("expected at least one adapter to fuse, got none")
+    shared = _share_down(adapters)
+    _check(adapters, method, shared=shared)
     shares = [adapter.share for adapter in adapters]
     dtypes = {weight.dtype for adapter in adapters for weight in adapter.tensors.w_down.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -92,7 +96,9 @@ def fuse(
         else:
             down = [adapter.tensors.w_down[block] for adapter in adapters]
             up = [adapter.tensors.w_up[block] for adapter in adapters]
-            if method == "cat":
+            if method == "cat" and shared:
+                fused_down, fused_up = down[0], sum(up[1:], up[0])
+            elif method == "cat":
                 fused_down, fused_up = torch.cat(down, dim=0), torch.cat(up, dim=1)
             else:
                 fused_down, fused_up = _mean(down, shares), _mean(up, shares)
@@ -108,9 +114,14 @@ def fuse(
     )
 
 
-def _check(adapters: Sequence[Fusible], method: Method) -> None:
-    if not adapters:
-        raise FusionError("expected at least one adapter to fuse, got none")
+def _share_down(adapters: Sequence[Fusible]) -> bool:
+    first, *others = (adapter.tensors.w_down for adapter in adapters)
+    return all(
+        block in other and torch.equal(weight, other[block]) for other in others for block, weight in first.items()
+    )
+
+
+def _check(adapters: Sequence[Fusible], method: Method, *, shared: bool) -> None:
     first = adapters[0]
     for other in adapters[1:]:
         where = f"cannot fuse {first.name} and {other.name}"
@@ -125,7 +136,7 @@ def _check(adapters: Sequence[Fusible], method: Method) -> None:
             )
         if (d := one.w_down[min(one.w_down)].shape[1]) != (e := two.w_down[min(two.w_down)].shape[1]):
             raise FusionError(f"{where}: expected one hidden size, got {d} and {e}")
-    if method == "cat" and (total := sum(adapter.tensors.rank for adapter in adapters)) > MAX_RANK:
+    if method == "cat" and not shared and (total := sum(adapter.tensors.rank for adapter in adapters)) > MAX_RANK:
         raise FusionError(
             f"cat adds ranks up: expected at most {MAX_RANK} in all, got {total}; fuse with regmean or train anew"
         )

@@ -4,7 +4,7 @@ They are derived from the data that is being deleted: they stay with the trainer
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from unlearn_serve.fusion.packed import pack, packed_length, unpack
 from unlearn_serve.fusion.sketch import GramSketch
 
 GRAMS_NAME = "grams.safetensors"
-GRAMS_SCHEMA = "unlearn-serve/grams/1"
+GRAMS_SCHEMA = "unlearn-serve/grams/2"
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,32 @@ class SiteGrams:
     """Grams of one site, fp32 on the CPU, symmetric.
 
     Attributes:
-        down: [d, d], of W_down's inputs h, or its sketch.
-        up: [r, r], of W_up's inputs act(W_down h).
+        down: [d, d], of W_down's inputs h on the forgotten rows, or its sketch.
+        up: [r, r], of W_up's inputs act(W_down h) on them.
+        retained: the same of the retained rows; None: there were none.
     """
 
     down: Tensor | GramSketch
     up: Tensor
+    retained: "SiteGrams | None" = None
+
+    def weighed(self, retained: float) -> tuple[Tensor, Tensor]:
+        """Return both Grams dense, F + retained R, of all rows with retained ones counted so many times."""
+        own = _dense(self.down), self.up
+        if self.retained is None or not retained:
+            return own
+        return own[0] + retained * _dense(self.retained.down), own[1] + retained * self.retained.up
 
 
-def gram_names(site: str) -> tuple[str, str]:
+def gram_names(site: str, *, retained: bool = False) -> tuple[str, str]:
     """The keys of one site's two Grams in grams.safetensors: those of its weights, with .gram for .weight."""
     down, up = tensor_names(site)
-    return f"{down.removesuffix('.weight')}.gram", f"{up.removesuffix('.weight')}.gram"
+    ending = ".retained.gram" if retained else ".gram"
+    return down.removesuffix(".weight") + ending, up.removesuffix(".weight") + ending
+
+
+def _dense(gram: Tensor | GramSketch) -> Tensor:
+    return gram.dense() if isinstance(gram, GramSketch) else gram
 
 
 def write_grams(directory: Path, grams: Mapping[int, SiteGrams], sites: Mapping[int, str]) -> None:
@@ -48,13 +62,15 @@ def write_grams(directory: Path, grams: Mapping[int, SiteGrams], sites: Mapping[
     """
     tensors: dict[str, Tensor] = {}
     for block, site in sorted(sites.items()):
-        down, up = gram_names(site)
-        found = grams[block].down
-        if isinstance(found, GramSketch):
-            tensors |= {f"{down}.sketch": found.rows.contiguous(), f"{down}.diagonal": found.diagonal}
-        else:
-            tensors[down] = pack(found)
-        tensors[up] = pack(grams[block].up)
+        for retained, found in ((False, grams[block]), (True, grams[block].retained)):
+            if found is None:
+                continue
+            down, up = gram_names(site, retained=retained)
+            if isinstance(found.down, GramSketch):
+                tensors |= {f"{down}.sketch": found.down.rows.contiguous(), f"{down}.diagonal": found.down.diagonal}
+            else:
+                tensors[down] = pack(found.down)
+            tensors[up] = pack(found.up)
     save_file(tensors, directory / GRAMS_NAME, metadata={"schema": GRAMS_SCHEMA})
 
 
@@ -86,8 +102,9 @@ class GramFile(Mapping[int, SiteGrams]):
                     raise FusionError(
                         f"{path}: expected schema {GRAMS_SCHEMA}, got {schema!r}; train the adapter again"
                     )
-                self._sketched = any(name.endswith(".sketch") for name in file.keys())  # noqa: SIM118
                 present = set(file.keys())
+                self._sketched = any(name.endswith(".sketch") for name in present)
+                self._guarded = any(".retained." in name for name in present)
                 for name, allowed in self._expected():
                     if name not in present:
                         raise FusionError(f"{path}: {name!r} is missing; train the adapter again")
@@ -103,16 +120,21 @@ class GramFile(Mapping[int, SiteGrams]):
         """Names and shapes; None where any length is right."""
         d, r = self._sizes
         for site in self._sites.values():
-            down, up = gram_names(site)
-            if self._sketched:
-                yield f"{down}.sketch", (None, d)
-                yield f"{down}.diagonal", (d,)
-            else:
-                yield down, (packed_length(d),)
-            yield up, (packed_length(r),)
+            for retained in (False, True) if self._guarded else (False,):
+                down, up = gram_names(site, retained=retained)
+                if self._sketched:
+                    yield f"{down}.sketch", (None, d)
+                    yield f"{down}.diagonal", (d,)
+                else:
+                    yield down, (packed_length(d),)
+                yield up, (packed_length(r),)
 
     def __getitem__(self, block: int) -> SiteGrams:
-        down_name, up_name = gram_names(self._sites[block])
+        retained = self._read(block, retained=True) if self._guarded else None
+        return replace(self._read(block, retained=False), retained=retained)
+
+    def _read(self, block: int, *, retained: bool) -> SiteGrams:
+        down_name, up_name = gram_names(self._sites[block], retained=retained)
         d, r = self._sizes
         with safe_open(self._path, framework="pt") as file:
             if self._sketched:

@@ -22,7 +22,9 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class RegMean:
-    """How a Gram G [n, n] becomes the weight M of its map: M = shrink(s G) + ridge t I.
+    """How Grams become the weight M [n, n] of their map: G = F + retained R, M = shrink(s G) + ridge t I.
+
+    F is the Gram of the rows that the map was to forget, R of those that were to stay as they are.
 
     scaling "unit": s = 1 / tr G, t = 1 / n. scaling "none": s = 1, t = tr G / n.
     """
@@ -39,12 +41,19 @@ class RegMean:
     """> 0, in units of the Gram's mean diagonal. Inside the weighted sum: where no map has data the result is their
     mean, and maps that agree come out as they were."""
 
+    retained: float = 1.0
+    """How much a retained row counts beside a forgotten one, at least 0. 1: as published. Retained rows outnumber the
+    forgotten ones, are much the same for every request, and ask each time for the mean of all maps: the more requests,
+    the more the result is that mean everywhere."""
+
     def __post_init__(self) -> None:
         """Refuse values out of range.
 
         Raises:
             FusionError: see the fields.
         """
+        if not self.retained >= 0:
+            raise FusionError(f"retained: expected at least 0, got {self.retained:g}")
         if self.scaling not in get_args(Scaling):
             raise FusionError(f"scaling: expected one of {', '.join(get_args(Scaling))}, got {self.scaling!r}")
         if not 0 <= self.off_diagonal <= 1 or not self.ridge > 0:

@@ -20,10 +20,9 @@ from unlearn_serve.format import FileName, Manifest, tensor_names
 from unlearn_serve.fusion.grams import SiteGrams
 from unlearn_serve.fusion.packed import packed_length
 from unlearn_serve.fusion.regmean import MapSums, RegMean
-from unlearn_serve.fusion.sketch import GramSketch
 
 SUMS_NAME = "fusion_sums.safetensors"
-SUMS_SCHEMA = "unlearn-serve/fusion-sums/1"
+SUMS_SCHEMA = "unlearn-serve/fusion-sums/2"
 _HEADER = "unlearn_serve"
 _WEIGHTS: FileName = "adapter_model.safetensors"
 
@@ -38,8 +37,8 @@ class SiteSums:
     @classmethod
     def of(cls, w_down: Tensor, w_up: Tensor, grams: SiteGrams, options: RegMean) -> "SiteSums":
         """The sums of one adapter at one site: W_down [r, d], W_up [d, r]."""
-        down = grams.down.dense() if isinstance(grams.down, GramSketch) else grams.down
-        return cls(down=MapSums.of(w_down, down, options), up=MapSums.of(w_up, grams.up, options))
+        down, up = grams.weighed(options.retained)
+        return cls(down=MapSums.of(w_down, down, options), up=MapSums.of(w_up, up, options))
 
     @property
     def rank(self) -> int:

@@ -38,6 +38,10 @@ class TrainArgs:
     activation: Activation = "silu"
     """Activation between the maps: identity, relu, silu or gelu."""
 
+    freeze_down: bool = False
+    """Train W_up alone. Adapters of one seed, rank and set of blocks then share W_down, so that RegMean fuses maps of
+    the same features; take a wide rank, and an activation other than identity."""
+
     blocks: tuple[int, ...] | None = None
     """Decoder blocks that get a layer; None: those that `depth` names."""
 
@@ -211,6 +215,7 @@ _AT_LEAST_ONE = (
     "check_examples",
 )
 _SETTINGS = (
+    "freeze_down",
     "schedule",
     "learning_rate",
     "max_steps",

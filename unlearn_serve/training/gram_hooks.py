@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,24 @@ def record_grams(
             outputs.student_logits(forward, row)
             advance(len(row.members))
     return {block: SiteGrams(down=down.result(), up=up.result()) for block, (down, up) in sorted(sums.items())}
+
+
+def forgotten_and_retained(
+    model: PeftModel,
+    forward: nn.Module,
+    outputs: FrozenOutputs,
+    forget: Sequence[int],
+    retain: Sequence[int],
+    *,
+    sketch_rows: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[int, SiteGrams]:
+    """The Grams of both sets by block, see `record_grams`."""
+    forgotten, retained = (
+        record_grams(model, forward, outputs, members, sketch_rows=sketch_rows, advance=advance)
+        for members in (forget, retain)
+    )
+    return {block: replace(one, retained=retained[block] if retain else None) for block, one in forgotten.items()}
 
 
 class _ExactGram:

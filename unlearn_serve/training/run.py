@@ -33,7 +33,7 @@ from unlearn_serve.training.assembly import (
 from unlearn_serve.training.callbacks import progress_bar
 from unlearn_serve.training.examples import TrainingSet
 from unlearn_serve.training.forms import load_model
-from unlearn_serve.training.gram_hooks import record_grams
+from unlearn_serve.training.gram_hooks import forgotten_and_retained
 from unlearn_serve.training.never_saw import holdout_levels, retrained_levels
 from unlearn_serve.training.record import build_manifest
 
@@ -77,6 +77,9 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         progress.disable = settings.process_index > 0
         examples = build_examples(args, base, tokenizer, form, forget, retain, progress)
         model = add_adapter(base, rank=args.rank, activation=args.activation, blocks=blocks, seed=args.seed)
+        if args.freeze_down:
+            for name, weight in model.named_parameters():
+                weight.requires_grad_(weight.requires_grad and "lora_A" not in name)
         args = _settled(args, model, tokenizer, examples, processes=settings.world_size)
         settings.max_steps, settings.warmup_steps = args.max_steps, warmup_steps(args)
         trainer, stop = build_trainer(
@@ -93,11 +96,12 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         trainer.train(resume_from_checkpoint=checkpoint)
         landing = end(args, trainer, examples, stop)
         task = progress.add_task("grams", total=len(examples.encoded))
-        grams = record_grams(
+        grams = forgotten_and_retained(
             model,
             trainer.model_wrapped,
             trainer.outputs,
-            range(len(examples.encoded)),
+            examples.forget,
+            range(examples.forget.stop, len(examples.encoded)),
             sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )
