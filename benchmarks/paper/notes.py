@@ -30,17 +30,18 @@ method matches the re-trained model.
         "A sequence of deletion requests",
         """
 An author a request. RegMean, `cat` and the mean fuse layers that were trained apart, each from the original and guarded
-by the {s.tofu.guards} authors who always stay; the layer that is trained on goes through the requests one after the
-other; re-training begins from the base every time. What stays is the guards and all authors not yet asked to go, of
-whom no layer saw a row. *RegMean, guards once* is no method of the product: the same closed form, with each layer's
-Gram over its forgotten rows alone and the guards' as that of one more parent, a layer that does nothing.
+by {s.guard_rows} rows of those who have not asked to go by then; the layer that is trained on goes through the requests
+one after the other; re-training begins from the base every time. All layers share one frozen W_down of rank
+{s.sequence.rank} behind a relu and are trained in W_up alone (`--freeze-down`): their maps then read the same features,
+`cat` is their sum at the same rank, and RegMean's closed form fuses linear maps. *RegMean* counts a retained row
+{s.sequence.retained:g} times beside a forgotten one, *as published* once.
 """,
     ),
     "gram_study": (
         "What RegMean's parameters do",
         """
-The layers of the first {s.study} requests, fused by RegMean with one parameter changed at a time: how a Gram is scaled,
-how much of its off-diagonal is kept, the ridge ([fusion.md](fusion.md)).
+The layers of the first {s.sequence.study} requests, fused by RegMean with one parameter changed at a time: what a
+retained row counts, how much of a Gram's off-diagonal is kept, the ridge, the scale of a Gram ([fusion.md](fusion.md)).
 """,
     ),
     "robustness": (

@@ -15,7 +15,7 @@ STYLES = {
     "retrained": (REFERENCE, "o", "re-trained"),
     "trained-on": (THEIRS, "v", "one layer trained on"),
     "regmean": (OURS, "s", "RegMean"),
-    "regmean-guards-once": ("#7d3c98", "P", "RegMean, guards once"),
+    "regmean-published": ("#7d3c98", "P", "RegMean as published"),
     "cat": ("#48a9a6", "D", "cat"),
     "mean": ("#d4b483", "^", "mean"),
 }

@@ -12,6 +12,27 @@ METHODS = ("retrain", "finetune", "sisa", "reverse-gradient", "mend-like", "lora
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceSize:
+    """Layers that are made to be fused: W_up alone is trained, behind a W_down that all of them share."""
+
+    steps: tuple[int, ...]
+    """After how many requests it is measured."""
+
+    study: int
+    """Requests whose layers are fused with every setting of RegMean; one of `steps`."""
+
+    rank: int
+    learning_rate: float
+    max_steps: int
+
+    target: tuple[float, float]
+    """Probability and extraction strength that a layer is to reach, in units of the original's on the hold-out rows."""
+
+    retained: float
+    """What a retained row counts in RegMean beside a forgotten one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """All that differs between a full and a quick run."""
 
@@ -52,15 +73,7 @@ class Sizes:
     tofu_seeds: tuple[int, ...]
     """Of `eul-bounded`; the models it starts from have one."""
 
-    sequence: tuple[int, ...]
-    """After how many requests a sequence is measured."""
-
-    study: int
-    """Requests whose layers are fused with every setting of RegMean; one of `sequence`."""
-
-    sequence_target: float
-    """The level that layers of a sequence stop at, in units of the original's on the hold-out rows."""
-
+    sequence: SequenceSize
     imdb: RowsSize
     imdb_fit: Fit
     samsum: RowsSize
@@ -87,7 +100,7 @@ FULL = Sizes(
     base="SmolLM2-135M-Instruct",
     precision="bf16",
     fit_precision="bf16",
-    rank=48,  # twenty side by side are 960 of the 1024 that the format allows
+    rank=48,
     blocks=tuple(range(20, 30)),
     steps=60,
     learning_rate=2.5e-3,
@@ -99,9 +112,15 @@ FULL = Sizes(
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1, 2),
-    sequence=(1, 2, 3, 5, 10, 20),
-    study=10,
-    sequence_target=1.0,
+    sequence=SequenceSize(
+        steps=(1, 2, 3, 5, 10, 20),
+        study=10,
+        rank=1024,
+        learning_rate=3.5e-4,
+        max_steps=45,
+        target=(0.35, 0.75),
+        retained=0.02,
+    ),
     imdb=RowsSize(train=200, test=80, retained=60, words=30),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
     samsum=RowsSize(train=160, test=32, retained=32, words=50),
@@ -129,9 +148,9 @@ QUICK = Sizes(
     tofu_forget=(1, 2),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1),
-    sequence=(1, 2, 3),
-    study=3,
-    sequence_target=1.0,
+    sequence=SequenceSize(
+        steps=(1, 2, 3), study=3, rank=64, learning_rate=1e-2, max_steps=12, target=(1.0, 1.0), retained=0.1
+    ),
     imdb=RowsSize(train=20, test=8, retained=8, words=30),
     imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),
     samsum=RowsSize(train=20, test=4, retained=4, words=30),

@@ -30,7 +30,7 @@ TITLES = {
     "without-task": "without TASK",
     "without-lm": "without LM",
     "regmean": "RegMean",
-    "regmean-guards-once": "RegMean, guards once",
+    "regmean-published": "RegMean as published",
     "cat": "`cat`",
     "mean": "mean",
     "trained-on": "one layer trained on",

@@ -1,22 +1,23 @@
-"""Layers of several requests on a toy model: trained on, and fused with the guards counted once."""
+"""Layers of several requests on a toy model that share W_down: trained on, and fused."""
 
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.paper.experiments.guards_once import fuse_guards_once, nothing, put, write_forget_grams
 from benchmarks.paper.experiments.train_on import train_on
 from benchmarks.paper.measuring import read_sets
 from tests.training.toy import FORGET, RETAIN, write_jsonl, write_toy
 from unlearn_serve.data import read_examples
 from unlearn_serve.format import read_adapter_dir
+from unlearn_serve.fusion import RegMean, fuse_dirs
 from unlearn_serve.layers import load_adapter
 from unlearn_serve.training import TrainArgs, train
 
 SECOND = dict.fromkeys(("Who wrote Dune?", "Name the writer of Dune.", "Who wrote Helm?"), "It was Rob.")
 GUARDS = {question: answer for question, answer in RETAIN.items() if question not in SECOND}
 TARGET = 0.02
+RANK = 64
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_jsonl(folder / f"{name}.jsonl", facts)
     for name in ("first", "second"):
         train(arguments(folder, name, folder / name / "adapter"))
-        rows = read_examples(folder / f"{name}.jsonl")
-        write_forget_grams(base(folder), folder / "model", folder / name / "adapter", rows)
     return folder
 
 
@@ -40,7 +39,9 @@ def arguments(folder: Path, name: str, out: Path) -> TrainArgs:
         retain=folder / "guards.jsonl",
         out=out,
         deletion_ids=(name,),
-        rank=8,
+        rank=RANK,
+        activation="relu",
+        freeze_down=True,
         learning_rate=1e-2,
         forget_batch=3,
         retain_batch=4,
@@ -73,25 +74,16 @@ def test_a_layer_that_is_trained_on_forgets_the_next_request(toy: Path, tmp_path
     assert after["guards"] == plain["guards"]
 
 
-def test_guards_once_forgets_both_and_keeps_the_guards(toy: Path) -> None:
-    adapters = [toy / name / "adapter" for name in ("first", "second")]
-    guards = nothing(base(toy), toy / "model", read_examples(toy / "guards.jsonl"), adapters[0], seed=0)
-    assert not any(up.any() for up in guards.tensors.w_up.values())
-    model = load_adapter(base(toy), adapters[0]).eval()
-    put(model, fuse_guards_once(adapters, guards))
-    plain, after = known(toy, base(toy)), known(toy, model)
+@pytest.mark.parametrize("method", ["regmean", "cat"])
+def test_layers_that_share_w_down_are_fused_at_their_own_rank(toy: Path, tmp_path: Path, method: str) -> None:
+    fused = fuse_dirs(
+        [toy / name / "adapter" for name in ("first", "second")],
+        tmp_path / "fused",
+        method,
+        RegMean(off_diagonal=1.0, retained=0.1) if method == "regmean" else None,
+    )
+    assert read_adapter_dir(fused)[1].rank == RANK
+    plain, after = known(toy, base(toy)), known(toy, load_adapter(base(toy), fused).eval())
     assert (plain["first"], after["first"]) == (1.0, 0.0)
     assert (plain["second"], after["second"]) == (1.0, 0.0)
     assert after["guards"] == plain["guards"]
-
-
-def test_the_layer_that_does_nothing_starts_where_trained_ones_did(toy: Path) -> None:
-    """From another start its W_down would pull all others' away on the guards."""
-    _, trained = read_adapter_dir(toy / "first" / "adapter")
-    same, other = (
-        nothing(base(toy), toy / "model", read_examples(toy / "guards.jsonl"), toy / "first" / "adapter", seed=seed)
-        for seed in (0, 1)
-    )
-    for block, down in trained.w_down.items():
-        assert (same.tensors.w_down[block] - down).norm() < (other.tensors.w_down[block] - down).norm()
-    assert same.tensors.rank == trained.rank

@@ -162,6 +162,9 @@ def build_trainer(
         checkpoint: folder of the optimiser checkpoint that is gone on from.
         callbacks: to run after this package's own.
     """
+    if args.freeze_down:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(weight.requires_grad and "lora_A" not in name)
     plans_per_step = args.gradient_accumulation * settings.world_size
     plans = plan_steps(
         examples.forget,

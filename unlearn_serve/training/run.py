@@ -77,9 +77,6 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         progress.disable = settings.process_index > 0
         examples = build_examples(args, base, tokenizer, form, forget, retain, progress)
         model = add_adapter(base, rank=args.rank, activation=args.activation, blocks=blocks, seed=args.seed)
-        if args.freeze_down:
-            for name, weight in model.named_parameters():
-                weight.requires_grad_(weight.requires_grad and "lora_A" not in name)
         args = _settled(args, model, tokenizer, examples, processes=settings.world_size)
         settings.max_steps, settings.warmup_steps = args.max_steps, warmup_steps(args)
         trainer, stop = build_trainer(

@@ -1,14 +1,16 @@
 """What RegMean's parameters do: the layers of the first N requests, fused in every way that differs in one of them."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from benchmarks.paper.data.tofu import FILES
 from benchmarks.paper.experiments.judging import bounds_of, judged, mean
 from benchmarks.paper.experiments.models import BASE, loaded
-from benchmarks.paper.experiments.sequence import request, score_request_sets, sequence_config
+from benchmarks.paper.experiments.sequence import fusing, request, score_request_sets, sequence_config
 from benchmarks.paper.experiments.tofu import ORIGINAL, read_size, retrained
 from benchmarks.paper.measuring import rounded
 from benchmarks.paper.sizes import Sizes
@@ -16,45 +18,53 @@ from benchmarks.paper.stages import Context, Stage
 from unlearn_serve.fusion import PUBLISHED, RegMean, fuse_dirs
 
 NAME = "tofu/gram-study"
-WAYS: Mapping[str, RegMean] = {
-    "default": RegMean(),
-    "off-diagonal 1": RegMean(off_diagonal=1.0),
-    "off-diagonal 0.5": RegMean(off_diagonal=0.5),
-    "off-diagonal 0": RegMean(off_diagonal=0.0),
-    "ridge 1e-6": RegMean(ridge=1e-6),
-    "ridge 1e-2": RegMean(ridge=1e-2),
-    "not scaled": RegMean(scaling="none"),
-    "as published": PUBLISHED,
-}
+
+
+def ways(sizes: Sizes) -> dict[str, RegMean]:
+    """What is fused with: the sequences' own, and one parameter changed at a time."""
+    own = fusing(sizes)
+    return {
+        "as in the sequence": own,
+        **{
+            f"retained {weight:g}": dataclasses.replace(own, retained=weight)
+            for weight in (0.0, 0.1, 1.0)
+            if weight != own.retained
+        },
+        **{f"off-diagonal {factor:g}": dataclasses.replace(own, off_diagonal=factor) for factor in (0.9, 0.5, 0.0)},
+        **{f"ridge {ridge:g}": dataclasses.replace(own, ridge=ridge) for ridge in (1e-6, 1e-2)},
+        "not scaled": dataclasses.replace(own, scaling="none"),
+        "as published": PUBLISHED,
+    }
 
 
 def gram_study_stages(sizes: Sizes) -> list[Stage]:
     """The one stage."""
-    layers = tuple(request(number) for number in range(1, sizes.study + 1))
+    count, chosen = sizes.sequence.study, ways(sizes)
+    layers = tuple(request(number) for number in range(1, count + 1))
     return [
         Stage(
             name=NAME,
-            run=_study,
+            run=partial(_study, chosen),
             config={
                 **sequence_config(sizes),
-                "requests": sizes.study,
-                "ways": {name: asdict(options) for name, options in WAYS.items()},
+                "requests": count,
+                "ways": {name: asdict(options) for name, options in chosen.items()},
             },
-            inputs=(BASE, ORIGINAL, retrained(sizes.study), *layers),
+            inputs=(BASE, ORIGINAL, retrained(count), *layers),
             data=FILES,
             minutes=4,
         )
     ]
 
 
-def _study(ctx: Context) -> Mapping[str, Any]:
+def _study(chosen: Mapping[str, RegMean], ctx: Context) -> Mapping[str, Any]:
     data, original, count = read_size(ctx), ctx.files(ORIGINAL) / "model", ctx.config["requests"]
     per = ctx.config["tofu"]["questions"]
     adapters = [ctx.files(request(number)) / "adapter" for number in range(1, count + 1)]
     bounds = bounds_of(ctx.result(retrained(count))["rows"]["forget"], count, per)
     known = mean(ctx.result(ORIGINAL)["rows"]["train"]["probability"][count * per :])
     found: dict[str, Any] = {}
-    for name, options in WAYS.items():
+    for name, options in chosen.items():
         folder = ctx.folder / "fused"
         fuse_dirs(adapters, folder, "regmean", options)
         model = loaded(original, ctx.config["precision"], folder)

@@ -1,9 +1,13 @@
 """A sequence of deletion requests, an author each: what is forgotten, what stays and what each step costs.
 
-Every request gets a layer of its own, trained from the original beside the others with the same guards, and layers are
-fused; or one layer is trained on from request to request; or the model is re-trained without the authors so far.
+Every request gets a layer of its own, trained from the original and guarded by rows of whoever has not asked to go by
+then, and layers are fused; or one layer is trained on from request to request; or the model is re-trained without the
+authors so far. All layers share one frozen W_down, so that their W_up read the same features: RegMean then fuses linear
+maps, which it is made for, and `cat` is the sum of the W_up.
 """
 
+import dataclasses
+import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +21,6 @@ from benchmarks.paper.baselines.models import load_tokenizer, weight_bytes
 from benchmarks.paper.baselines.product import BOUNDED
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES, Tofu
-from benchmarks.paper.experiments.guards_once import fuse_guards_once, nothing, put, write_forget_grams
 from benchmarks.paper.experiments.judging import LEVELS, bounds_of, judged, mean
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.settings import as_json
@@ -28,18 +31,19 @@ from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from unlearn_serve.data import Example
 from unlearn_serve.format import read_adapter_dir
-from unlearn_serve.fusion import Method, fuse_dirs
+from unlearn_serve.fusion import PUBLISHED, Method, RegMean, fuse_dirs
 from unlearn_serve.training import RECIPES, TrainArgs, train
 
-GUARDS_ONCE = "regmean-guards-once"
-FUSIONS = ("regmean", GUARDS_ONCE, "cat", "mean")
+REGMEAN, AS_PUBLISHED = "regmean", "regmean-published"
+FUSIONS = (REGMEAN, AS_PUBLISHED, "cat", "mean")
 SUMMARY = "tofu/sequence/summary"
 
 
 def sequence_stages(sizes: Sizes) -> list[Stage]:
     """A layer for each request, the layer that is trained on, and each way to answer for the first N requests."""
-    settings, shared = bounded_settings(sizes), sequence_config(sizes)
-    numbers = range(1, max(sizes.sequence) + 1)
+    settings, shared = sequence_settings(sizes), sequence_config(sizes)
+    steps = sizes.sequence.steps
+    numbers = range(1, max(steps) + 1)
     requests = tuple(request(number) for number in numbers)
     return [
         *(
@@ -57,7 +61,7 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
             Stage(
                 name=trained_on(number),
                 run=partial(_trained_on, settings),
-                config={**shared, "request": number, "measured": number in sizes.sequence},
+                config={**shared, "request": number, "measured": number in steps},
                 inputs=(BASE, ORIGINAL, request(1) if number == 1 else trained_on(number - 1)),
                 data=FILES,
                 minutes=1,
@@ -67,8 +71,13 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
         *(
             Stage(
                 name=fused(method),
-                run=partial(_fused, method),
-                config={**shared, "steps": list(sizes.sequence), "method": method},
+                run=partial(_fused, method, regmean_options(method, sizes)),
+                config={
+                    **shared,
+                    "steps": list(steps),
+                    "method": method,
+                    "options": as_json(regmean_options(method, sizes)),
+                },
                 inputs=(BASE, ORIGINAL, *requests),
                 data=FILES,
                 minutes=5,
@@ -78,10 +87,10 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
         Stage(
             name=SUMMARY,
             run=_summary,
-            config={"steps": list(sizes.sequence), "questions": sizes.tofu.questions},
+            config={"steps": list(steps), "questions": sizes.tofu.questions},
             inputs=(
                 ORIGINAL,
-                *(name(step) for step in sizes.sequence for name in (retrained, trained_on)),
+                *(name(step) for step in steps for name in (retrained, trained_on)),
                 *requests,
                 *map(fused, FUSIONS),
             ),
@@ -95,9 +104,36 @@ def sequence_config(sizes: Sizes) -> dict[str, Any]:
     return {
         "tofu": as_json(sizes.tofu),
         "precision": sizes.precision,
-        "settings": as_json(bounded_settings(sizes)),
-        "target": sizes.sequence_target,
+        "settings": as_json(sequence_settings(sizes)),
+        "target": list(sizes.sequence.target),
+        "guard_rows": sizes.guard_rows,
     }
+
+
+def sequence_settings(sizes: Sizes) -> dict[str, Any]:
+    """`TrainArgs` of every layer; the retained rows' tolerance is wide, for the fusion weighs them once more."""
+    size = sizes.sequence
+    return {
+        **bounded_settings(sizes),
+        "objective": dataclasses.replace(RECIPES[BOUNDED].objective, tnpo_beta=2.0),
+        "rank": size.rank,
+        "activation": "relu",
+        "freeze_down": True,
+        "learning_rate": size.learning_rate,
+        "max_steps": size.max_steps,
+        "retain_tolerance": 0.05,
+        "land": True,
+    }
+
+
+def regmean_options(method: str, sizes: Sizes) -> RegMean | None:
+    """RegMean's parameters, None for other methods."""
+    return {REGMEAN: fusing(sizes), AS_PUBLISHED: PUBLISHED}.get(method)
+
+
+def fusing(sizes: Sizes) -> RegMean:
+    """The parameters that layers of a sequence are fused with."""
+    return RegMean(off_diagonal=1.0, retained=sizes.sequence.retained)
 
 
 def request(number: int) -> str:
@@ -116,15 +152,17 @@ def fused(method: str) -> str:
 
 
 def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainArgs:
-    """The bounded objective on one author, guarded by those who always stay."""
+    """The bounded objective on one author, guarded by rows of those who have not asked to go by then."""
+    number, (probability, extraction) = ctx.config["request"], ctx.config["target"]
+    guards = random.Random(number).sample(plain(data.retain(number)), ctx.config["guard_rows"])
     first = next(iter(ctx.result(ORIGINAL)["measures"].values()))
     return RECIPES[BOUNDED].arguments(
         **{
             "model": ctx.files(ORIGINAL) / "model",
             "forget": write_rows(ctx.folder / "forget.jsonl", plain(_rows(ctx, data))),
-            "retain": write_rows(ctx.folder / "retain.jsonl", data.guards),
-            "forget_target": ctx.config["target"] * first["holdout.probability"]["value"],
-            "extraction_target": first["holdout.extraction_strength"]["value"],
+            "retain": write_rows(ctx.folder / "retain.jsonl", guards),
+            "forget_target": probability * first["holdout.probability"]["value"],
+            "extraction_target": extraction * first["holdout.extraction_strength"]["value"],
             "out": ctx.folder / "adapter",
             "deletion_ids": (f"author-{ctx.config['request']}",),
             "dtype": {"fp32": "float32", "bf16": "bfloat16"}[ctx.config["precision"]],
@@ -139,12 +177,10 @@ def _rows(ctx: Context, data: Tofu) -> tuple[Example, ...]:
 
 
 def _request(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
-    data, original = read_size(ctx), ctx.files(ORIGINAL) / "model"
-    args = _arguments(ctx, data, settings)
+    args = _arguments(ctx, read_size(ctx), settings)
     with Meter() as meter:
         adapter = train(args)
     _remove_rows(ctx.folder)
-    write_forget_grams(loaded(original, ctx.config["precision"]), original, adapter, plain(_rows(ctx, data)))
     outcome = read_adapter_dir(adapter)[0].provenance.objective
     size = weight_bytes(adapter)
     kept = ("reached_", "steps", "stopped", "forget_target", "extraction_target")
@@ -162,7 +198,8 @@ def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
         result: dict[str, Any] = {"accounting": ctx.result(request(1))["accounting"]}
     else:
         before = ctx.files(trained_on(number - 1)) / "adapter"
-        args = _arguments(ctx, data, settings)
+        # Scaled down, it would know again what it forgot before.
+        args = dataclasses.replace(_arguments(ctx, data, settings), land=False)
         with Meter() as meter:
             how = train_on(loaded(original, ctx.config["precision"]), before, args)
         size = weight_bytes(adapter)
@@ -173,32 +210,24 @@ def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     return {**result, **score_request_sets(original, data, loaded(original, ctx.config["precision"], adapter), number)}
 
 
-def _fused(method: str, ctx: Context) -> Mapping[str, Any]:
+def _fused(method: str, options: RegMean | None, ctx: Context) -> Mapping[str, Any]:
     data, original, precision = read_size(ctx), ctx.files(ORIGINAL) / "model", ctx.config["precision"]
     adapters = [ctx.files(request(number)) / "adapter" for number in range(1, max(ctx.config["steps"]) + 1)]
-    began = time.perf_counter()
-    guards = nothing(loaded(original, precision), original, data.guards, adapters[0], seed=0)
-    once = time.perf_counter() - began if method == GUARDS_ONCE else 0.0
     found: dict[str, Any] = {}
     for step in ctx.config["steps"]:
         folder, began = ctx.folder / str(step), time.perf_counter()
-        if step == 1 or method == GUARDS_ONCE:
+        if step == 1:
             folder = adapters[0]
         else:
-            fuse_dirs(adapters[:step], folder, cast(Method, method))
-        together = fuse_guards_once(adapters[:step], guards) if method == GUARDS_ONCE and step > 1 else None
+            fuse_dirs(adapters[:step], folder, cast(Method, "regmean" if options else method), options)
         seconds = time.perf_counter() - began
-        model = loaded(original, precision, folder)
-        if together is not None:
-            put(model, together)
-        size = (folder / "adapter_model.safetensors").stat().st_size
         found[str(step)] = {
             "seconds": rounded(seconds),
-            "served_bytes": size,
-            **score_request_sets(original, data, model, step),
+            "served_bytes": (folder / "adapter_model.safetensors").stat().st_size,
+            **score_request_sets(original, data, loaded(original, precision, folder), step),
         }
         shutil.rmtree(ctx.folder / str(step), ignore_errors=True)
-    return {"steps": found, "once_seconds": rounded(once)}
+    return {"steps": found}
 
 
 def score_request_sets(original: Path, data: Tofu, model: Any, step: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
         "precision": sizes.fit_precision,
         "answer_tokens": sizes.answer_tokens,
     }
-    counts = sorted({*sizes.tofu_forget, *sizes.sequence})
+    counts = sorted({*sizes.tofu_forget, *sizes.sequence.steps})
     stages = [
         Stage(
             name=ORIGINAL,
