@@ -18,8 +18,8 @@ SECTIONS = {
 {s.tofu.questions} questions about each of {authors} fictitious authors, learnt by heart in {s.tofu_fit.epochs} epochs;
 then some authors are to go. The re-trained model, which never saw those, is the gold standard: what was forgotten
 should be as likely as there, neither more (not forgotten) nor less (it shows that something was deleted).
-`EUL-bounded` is the product's default objective and stops at the level of {s.tofu.holdout} answers about other
-authors, whom no model saw; it knows nothing of the re-trained model. LoRA stops there too. EUL is the paper's
+`EUL-bounded` forgets a token at a time (`tnpo`) and lands on the level of {s.tofu.holdout} answers about other
+authors, whom no model saw; it knows nothing of the re-trained model. LoRA lands there too. EUL is the paper's
 objective with a learning rate of {s.eul_learning_rate:g}, for it takes dozens of steps here and not thousands; it has
 no point to stop at. These three read {s.guard_rows} of the retained rows, all others all of them; fine-tune and reverse
 gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high and privacy leak 0 where a

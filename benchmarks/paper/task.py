@@ -80,9 +80,6 @@ class Task:
     work: Path
     """Folder that methods write to: method m into `work/m`. What is there already is used again where it says so."""
 
-    holdout: tuple[Example, ...] = ()
-    """Rows like the forgotten ones that no training saw; methods may take their level as the point to stop at."""
-
     max_length: int = 512
     """Tokens that a row may have; longer ones are refused, never cut."""
 

@@ -29,13 +29,10 @@ class Eul:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrainArgs` that outweigh the recipe's."""
 
-    stop_at_holdout: bool = False
-    """End training at the level of `task.holdout`, in place of the recipe's own target."""
-
     def run(self, task: Task, budget: Budget) -> Unlearned:
         """Train an adapter; see `Baseline.run`."""
         folder = fresh_folder(task, self.name)
-        args = train_args(task, self.recipe, folder, self.settings, stop_at_holdout=self.stop_at_holdout)
+        args = train_args(task, self.recipe, folder, self.settings)
         with Meter() as meter:
             adapter = train(args, callbacks=[WithinBudget(meter, budget)])
         outcome = read_adapter_dir(adapter)[0].provenance.objective

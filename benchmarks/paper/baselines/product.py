@@ -15,9 +15,7 @@ WHOLE_ANSWERS = {"gold_only": False, "own_answers": False}
 """What models other than decoders need."""
 
 
-def train_args(
-    task: Task, recipe: Name, folder: Path, settings: Mapping[str, Any], *, stop_at_holdout: bool = False
-) -> TrainArgs:
+def train_args(task: Task, recipe: Name, folder: Path, settings: Mapping[str, Any]) -> TrainArgs:
     """Write the task's rows into `folder` and return the arguments of a run that writes folder/adapter.
 
     Args:
@@ -25,20 +23,10 @@ def train_args(
         recipe: which named objective, with the settings that belong to it.
         folder: of the method.
         settings: fields of `TrainArgs` that outweigh the recipe's.
-        stop_at_holdout: end where the forgotten answers are as likely as the hold-out set's.
-
-    Raises:
-        ValueError: `stop_at_holdout` without hold-out rows.
     """
     chosen = {**(WHOLE_ANSWERS if task.kind != "decoder" else {}), **settings}
     if task.retain:
         chosen["retain"] = write_rows(folder / "retain.jsonl", task.retain)
-    if stop_at_holdout:
-        if not task.holdout:
-            raise ValueError(
-                f"task {task.name!r}: expected hold-out rows to stop at, got none; set stop_at_holdout=False"
-            )
-        chosen["holdout"] = write_rows(folder / "holdout.jsonl", task.holdout)
     given: dict[str, Any] = {
         "model": task.original,
         "forget": write_rows(folder / "forget.jsonl", task.forget),

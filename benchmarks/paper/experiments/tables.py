@@ -74,18 +74,15 @@ def method_of(name: str, task: str, sizes: Sizes) -> Baseline:
     """A method as the tables set it; the hold-out rows of a task are its test rows."""
     method: Any = BASELINES[name]
     fit = sizes.imdb_fit if task == "imdb" else sizes.samsum_fit
-    bounded = bounded_settings(sizes)
     match name:
         case "finetune" | "reverse-gradient":
             return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))
         case "sisa":
             return dataclasses.replace(method, shards=sizes.shards, slices=1)
-        case "lora":
-            return dataclasses.replace(method, settings=bounded)
+        case "lora" | "eul-bounded":
+            return dataclasses.replace(method, settings=bounded_settings(sizes))
         case "eul":
             return dataclasses.replace(method, settings=eul_settings(sizes))
-        case "eul-bounded":
-            return dataclasses.replace(method, settings=bounded, stop_at_holdout=True)
     return method
 
 
@@ -156,7 +153,6 @@ def _unlearned(method: Baseline, original: str, ctx: Context) -> Mapping[str, An
         **read_by(
             method, rows.forget(share), rows.retain(share), guard_rows=ctx.config["guard_rows"], seed=ctx.config["seed"]
         ),
-        holdout=rows.test[: ctx.config["guard_rows"]],
         fit=Fit(**ctx.config["fit"]),
         work=work,
         precision=ctx.config["precision"],

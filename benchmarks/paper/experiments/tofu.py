@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from benchmarks.paper.baselines import BASELINES, Lora
+from benchmarks.paper.baselines import BASELINES, Eul, Lora
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data.tofu import FILES, Tofu, TofuSize, read_tofu
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
@@ -29,7 +29,10 @@ FROZEN = ("lora", *LAYERS)
 """Methods that freeze the model: they hold it in its own precision, and read some of the retained rows only."""
 
 BOUNDED = "eul-bounded"
-"""The product's default: the method with a spread over seeds."""
+"""The product's bounded objective: the method with a spread over seeds."""
+
+STOPPING = ("lora", BOUNDED)
+"""Methods that end at a level."""
 
 
 def tofu_stages(sizes: Sizes) -> list[Stage]:
@@ -83,7 +86,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     data=FILES,
                     minutes=2.5,
                 )
-                for seed in (sizes.tofu_seeds if name == BOUNDED else sizes.tofu_seeds[:1])
+                for seed in (sizes.tofu_seeds if name == BOUNDED and count == 1 else sizes.tofu_seeds[:1])
             ]
     return stages
 
@@ -101,8 +104,7 @@ def tofu_method(name: str, sizes: Sizes) -> Baseline:
         case "finetune" | "reverse-gradient":
             return dataclasses.replace(method, fit=one_epoch)
         case "lora" | "eul-bounded":
-            stops = {} if name == "lora" else {"stop_at_holdout": True}
-            return dataclasses.replace(method, settings=bounded_settings(sizes), **stops)
+            return dataclasses.replace(method, settings=bounded_settings(sizes))
         case "eul":
             return dataclasses.replace(method, settings=eul_settings(sizes))
     return method
@@ -116,6 +118,7 @@ def bounded_settings(sizes: Sizes) -> dict[str, Any]:
         "max_steps": sizes.steps,
         "learning_rate": sizes.learning_rate,
         "retain_batch": sizes.retain_batch,
+        "check_examples": 24,
         "own_answers": False,
         "gold_only": False,
     }
@@ -134,11 +137,11 @@ def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, se
 
 
 def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
-    """LoRA, told to stop where `eul-bounded` does: at the original's level on the hold-out rows."""
-    if not isinstance(method, Lora):
+    """LoRA and `eul-bounded`, told to land on the original's level on the hold-out rows: known before any request."""
+    if not isinstance(method, (Lora, Eul)) or method.name not in STOPPING:
         return method
     level = {name: original["measures"][f"holdout.{name}"]["value"] for name in ("probability", "extraction_strength")}
-    targets = {"forget_target": level["probability"], "extraction_target": level["extraction_strength"]}
+    targets = {"forget_target": level["probability"], "extraction_target": level["extraction_strength"], "land": True}
     return dataclasses.replace(method, settings={**method.settings, **targets})
 
 
@@ -205,7 +208,6 @@ def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
             guard_rows=ctx.config["guard_rows"],
             seed=ctx.config["seed"],
         ),
-        holdout=data.holdout,
         fit=Fit(**ctx.config["fit"]),
         work=ctx.folder,
         precision=ctx.config["precision"],

@@ -13,7 +13,6 @@ from benchmarks.paper.baselines.models import load_original, weight_bytes
 from benchmarks.paper.task import Budget, Kind
 from tests.paper.baselines.tasks import MakeTask, gold_probability, quick, rows, tensors
 from tests.training.toy import FORGET
-from unlearn_serve.training import TNPO
 
 NAMES = list(BASELINES)
 TRAINED = [name for name in NAMES if name != "original"]
@@ -146,21 +145,3 @@ def test_a_task_that_contradicts_itself_is_refused(make_task: MakeTask, tmp_path
         replace(task, retain=task.train)
     with pytest.raises(ValueError, match="expected train to be forget and retain together"):
         replace(task, train=rows(FORGET))
-    with pytest.raises(ValueError, match="expected hold-out rows to stop at, got none"):
-        replace(BASELINES["eul-bounded"], stop_at_holdout=True).run(task, Budget())
-
-
-def test_training_may_stop_at_the_level_of_a_holdout_set(make_task: MakeTask, tmp_path: Path) -> None:
-    never = rows({"Who wrote Zeno?": "It was Hal.", "Who wrote Nana?": "It was Rud."})
-    task = replace(make_task("decoder", tmp_path), holdout=never)
-    settings = {
-        **quick("eul-bounded").settings,
-        "objective": replace(TNPO, tnpo_beta=1.0),
-        "gold_only": False,
-        "own_answers": False,
-        "retain_tolerance": 10.0,
-    }
-    method = replace(BASELINES["eul-bounded"], stop_at_holdout=True, settings=settings)
-    unlearned = method.run(task, Budget())
-    assert unlearned.details["stopped_early"]
-    assert unlearned.accounting.optimizer_steps < 60
