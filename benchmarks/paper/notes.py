@@ -34,7 +34,8 @@ by {s.guard_rows} rows of those who have not asked to go by then; the layer that
 one after the other; re-training begins from the base every time. All layers share one frozen W_down of rank
 {s.sequence.rank} behind a relu and are trained in W_up alone (`--freeze-down`): their maps then read the same features,
 `cat` is their sum at the same rank, and RegMean's closed form fuses linear maps. *RegMean* counts a retained row
-{s.sequence.retained:g} times beside a forgotten one, *as published* once.
+{s.sequence.retained:g} times beside a forgotten one and multiplies what comes out for N requests by
+N^{s.sequence.gain:g}; *as published* counts it once and multiplies by nothing.
 """,
     ),
     "gram_study": (

@@ -31,6 +31,9 @@ class SequenceSize:
     retained: float
     """What a retained row counts in RegMean beside a forgotten one."""
 
+    gain: float
+    """N layers are fused with a gain of N ** `gain`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -116,10 +119,11 @@ FULL = Sizes(
         steps=(1, 2, 3, 5, 10, 20),
         study=10,
         rank=1024,
-        learning_rate=3.5e-4,
-        max_steps=45,
-        target=(0.35, 0.75),
+        learning_rate=6e-4,
+        max_steps=60,
+        target=(0.35, 1.0),
         retained=0.02,
+        gain=0.2,
     ),
     imdb=RowsSize(train=200, test=80, retained=60, words=30),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
@@ -149,7 +153,7 @@ QUICK = Sizes(
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1),
     sequence=SequenceSize(
-        steps=(1, 2, 3), study=3, rank=64, learning_rate=1e-2, max_steps=12, target=(1.0, 1.0), retained=0.1
+        steps=(1, 2, 3), study=3, rank=64, learning_rate=1e-2, max_steps=12, target=(1.0, 1.0), retained=0.1, gain=0.1
     ),
     imdb=RowsSize(train=20, test=8, retained=8, words=30),
     imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),

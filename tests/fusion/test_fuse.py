@@ -70,6 +70,19 @@ def test_cat_of_adapters_that_share_w_down_needs_no_more_rank() -> None:
         torch.testing.assert_close(delta(fused, block, h), total, rtol=0, atol=1e-6 * total.abs().max().item())
 
 
+def test_gain_multiplies_the_delta_and_is_no_part_of_the_sums() -> None:
+    parents = [adapter(seed) for seed in range(3)]
+    plain, doubled = fuse(parents), fuse(parents, gain=2.0)
+    h = draw(9, 20, D)
+    torch.testing.assert_close(delta(doubled, 1, h), 2 * delta(plain, 1, h))
+    on = fuse([fuse(parents[:2], gain=2.0), parents[2]])
+    torch.testing.assert_close(delta(on, 1, h), delta(plain, 1, h), rtol=1e-4, atol=1e-4)
+    with pytest.raises(FusionError, match="gain: expected a number above 0, and 1 but for regmean, got 2 for cat"):
+        fuse(parents, "cat", gain=2.0)
+    with pytest.raises(FusionError, match="gain: expected a number above 0"):
+        fuse(parents, gain=0.0)
+
+
 @pytest.mark.parametrize("retained", [0.0, 0.25, 1.0])
 def test_a_retained_row_counts_as_told(retained: float) -> None:
     """Against least squares on the inputs themselves, each retained one taken sqrt(retained) times."""

@@ -225,6 +225,9 @@ def fuse(
     retained: Annotated[
         float | None, typer.Option(help="What a retained row counts beside a forgotten one; 1: as published.")
     ] = None,
+    gain: Annotated[
+        float, typer.Option(help="Multiplies the fused W_up, which falls short where many are fused. Of regmean.")
+    ] = 1.0,
 ) -> None:
     """Fuse adapters into one that covers all their deletion requests, in closed form and without data."""
     from unlearn_serve.fusion import RegMean, fuse_dirs
@@ -232,7 +235,7 @@ def fuse(
     given = {"scaling": scaling, "off_diagonal": off_diagonal, "ridge": ridge, "retained": retained}
     chosen = {name: value for name, value in given.items() if value is not None}
     options = RegMean(**chosen) if chosen else None  # type: ignore[arg-type]  # types differ by name
-    typer.echo(fuse_dirs(adapters, out, method, options))
+    typer.echo(fuse_dirs(adapters, out, method, options, gain=gain))
 
 
 def merge(

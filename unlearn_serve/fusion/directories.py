@@ -45,6 +45,8 @@ def fuse_dirs(
     out: Path,
     method: Method = "regmean",
     options: RegMean | None = None,
+    *,
+    gain: float = 1.0,
 ) -> Path:
     """Fuse two or more adapter directories into `out`, which covers the union of their deletion ids.
 
@@ -60,6 +62,7 @@ def fuse_dirs(
         out: a folder that is missing or empty.
         method: see `fuse`.
         options: of RegMean; None: those of the running sums at hand, else the defaults.
+        gain: of RegMean, see `fuse`; it may differ from that of an earlier fusion.
 
     Returns:
         `out`, with adapter_config.json, adapter_model.safetensors, manifest.json and, after regmean,
@@ -97,14 +100,14 @@ def fuse_dirs(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"fusing {len(dirs)} adapters ({method})", total=len(sites))
-        fused = fuse(adapters, method, options, on_site=lambda: progress.advance(task))
+        fused = fuse(adapters, method, options, gain=gain, on_site=lambda: progress.advance(task))
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         _write_weights(scratch, fused, sites, like=order[0])
         objective: dict[str, float | int | str | bool] = {"fusion": method, _SHARE: fused.share}
         if method == "regmean":
-            objective |= asdict(options)
+            objective |= asdict(options) | {"gain": gain}
         manifest = _manifest(scratch, fused, [manifests[directory] for directory in order], objective)
         write_manifest(scratch, manifest)
         if fused.sums is not None:

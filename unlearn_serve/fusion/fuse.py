@@ -51,6 +51,7 @@ def fuse(
     method: Method = "regmean",
     options: RegMean | None = None,
     *,
+    gain: float = 1.0,
     on_site: Callable[[], None] = lambda: None,
 ) -> Fusible:
     """Combine adapters of one base model into one that covers what all of them cover; no data, no training.
@@ -65,6 +66,8 @@ def fuse(
         adapters: one or more, with the same activation and blocks, and for mean the same rank.
         method: one of `METHODS`.
         options: of RegMean; sums that adapters bring must have been made with the same.
+        gain: > 0, of RegMean: what the fused W_up is multiplied by. A compromise between many requests falls short of
+            each parent on its own rows; the running sums are those of gain 1, whatever it is.
         on_site: called after each site, for progress.
 
     Returns:
@@ -77,6 +80,8 @@ def fuse(
     if method not in METHODS:
         raise FusionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     options = options or RegMean()
+    if not gain > 0 or (gain != 1.0 and method != "regmean"):
+        raise FusionError(f"gain: expected a number above 0, and 1 but for regmean, got {gain:g} for {method}")
     if not adapters:
         raise FusionError("expected at least one adapter to fuse, got none")
     shared = _share_down(adapters)
@@ -92,7 +97,7 @@ def fuse(
         if method == "regmean":
             one, *others = (adapter.sums_at(block, options) for adapter in adapters)
             sums[block] = sum(others, one)
-            fused_down, fused_up = sums[block].down.solve(), sums[block].up.solve()
+            fused_down, fused_up = sums[block].down.solve(), gain * sums[block].up.solve()
         else:
             down = [adapter.tensors.w_down[block] for adapter in adapters]
             up = [adapter.tensors.w_up[block] for adapter in adapters]

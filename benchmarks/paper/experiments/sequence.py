@@ -71,12 +71,13 @@ def sequence_stages(sizes: Sizes) -> list[Stage]:
         *(
             Stage(
                 name=fused(method),
-                run=partial(_fused, method, regmean_options(method, sizes)),
+                run=partial(_fused, method, regmean_options(method, sizes), gains(sizes) if method == REGMEAN else {}),
                 config={
                     **shared,
                     "steps": list(steps),
                     "method": method,
                     "options": as_json(regmean_options(method, sizes)),
+                    "gains": as_json(gains(sizes)) if method == REGMEAN else {},
                 },
                 inputs=(BASE, ORIGINAL, *requests),
                 data=FILES,
@@ -134,6 +135,11 @@ def regmean_options(method: str, sizes: Sizes) -> RegMean | None:
 def fusing(sizes: Sizes) -> RegMean:
     """The parameters that layers of a sequence are fused with."""
     return RegMean(off_diagonal=1.0, retained=sizes.sequence.retained)
+
+
+def gains(sizes: Sizes) -> dict[int, float]:
+    """By number of layers, the gain that they are fused with."""
+    return {step: step**sizes.sequence.gain for step in sizes.sequence.steps}
 
 
 def request(number: int) -> str:
@@ -210,7 +216,7 @@ def _trained_on(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     return {**result, **score_request_sets(original, data, loaded(original, ctx.config["precision"], adapter), number)}
 
 
-def _fused(method: str, options: RegMean | None, ctx: Context) -> Mapping[str, Any]:
+def _fused(method: str, options: RegMean | None, gains: Mapping[int, float], ctx: Context) -> Mapping[str, Any]:
     data, original, precision = read_size(ctx), ctx.files(ORIGINAL) / "model", ctx.config["precision"]
     adapters = [ctx.files(request(number)) / "adapter" for number in range(1, max(ctx.config["steps"]) + 1)]
     found: dict[str, Any] = {}
@@ -219,7 +225,8 @@ def _fused(method: str, options: RegMean | None, ctx: Context) -> Mapping[str, A
         if step == 1:
             folder = adapters[0]
         else:
-            fuse_dirs(adapters[:step], folder, cast(Method, "regmean" if options else method), options)
+            kind = cast(Method, "regmean" if options else method)
+            fuse_dirs(adapters[:step], folder, kind, options, gain=gains.get(step, 1.0))
         seconds = time.perf_counter() - began
         found[str(step)] = {
             "seconds": rounded(seconds),
