@@ -31,7 +31,7 @@ from unlearn_serve.format import (
     write_manifest,
 )
 from unlearn_serve.fusion import merge_dirs
-from unlearn_serve.layers import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 from unlearn_serve.store import Store
 
 RANK = 64

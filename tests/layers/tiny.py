@@ -8,7 +8,7 @@ import transformers as tf
 from torch import nn
 
 from unlearn_kernels import activate
-from unlearn_serve.layers import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 
 COMMON = {
     "vocab_size": 128,

@@ -17,7 +17,7 @@ from unlearn_serve.format import (
     tensor_names,
     write_manifest,
 )
-from unlearn_serve.layers.ffn import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 
 
 def write_random_adapter(

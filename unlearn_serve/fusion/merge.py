@@ -17,7 +17,7 @@ from unlearn_serve.format import (
     read_adapter_dir,
     require_same_base,
 )
-from unlearn_serve.layers import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 
 LAST_LINEAR = "down_proj"
 """The feed-forward network's last linear layer, under the name that Llama and most models since give it."""

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unlearn_serve.layers.config import UnlearnConfig
-from unlearn_serve.layers.ffn import SITE_NAME, has_two_stacks
 from unlearn_serve.layers.layer import UnlearningLayer
 from unlearn_serve.layers.site import attach_sites
+from unlearn_serve.sites import SITE_NAME, has_two_stacks
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

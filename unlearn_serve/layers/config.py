@@ -6,9 +6,9 @@ from typing import Any, Self
 from peft import LoraConfig
 
 from unlearn_kernels import ACTIVATIONS
-from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.layers.layer import UnlearningLayer
 from unlearn_serve.layers.site import UnlearningSite
+from unlearn_serve.sites import SITE_NAME
 
 _FIXED = {
     "lora_dropout": 0.0,

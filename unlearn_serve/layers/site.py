@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unlearn_serve.errors import UnsupportedModel
-from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, find_ffn_modules
+from unlearn_serve.sites import SITE_NAME, end_forward_in_site, find_ffn_modules
 
 
 class UnlearningSite(nn.Module):

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
-from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving.admin_key import AdminKeys
 from unlearn_serve.serving.config import CONFIG_KEY, ServingConfig
 from unlearn_serve.serving.listen_address import ListenAddress
 from unlearn_serve.serving.models import WORKER_EXTENSION
 from unlearn_serve.serving.plugin import NAME
 from unlearn_serve.serving.vllm_lora import RANKS
+from unlearn_serve.sites import SITE_NAME
 
 _OURS = ("--additional-config", "--worker-extension-cls")
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from unlearn_kernels import load_cpu_op
 from unlearn_serve.errors import NotEnforced, UnsupportedModel
-from unlearn_serve.layers.ffn import SITE_NAME, end_forward_in_site, ends_in_site, find_ffn_modules
 from unlearn_serve.serving import vllm_internals, vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.plugin import NAME
 from unlearn_serve.serving.route_table import RouteTable
 from unlearn_serve.serving.slots import EnforcedLayers, EnforcedSite, build_sites
+from unlearn_serve.sites import SITE_NAME, end_forward_in_site, ends_in_site, find_ffn_modules
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from vllm.lora.layers import BaseLayerWithLoRA
 
-from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving.route_table import RouteTable
 from unlearn_serve.serving.slots import DEFAULT_SLOTS, EnforcedSite
 from unlearn_serve.serving.vllm_lora import route_of_token
+from unlearn_serve.sites import SITE_NAME
 
 
 class RoutedSite(EnforcedSite, BaseLayerWithLoRA):  # type: ignore[misc]  # mypy does not follow vllm

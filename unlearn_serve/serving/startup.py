@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_serve.errors import NotEnforced, UnlearnServeError
 from unlearn_serve.format.fingerprint import fingerprint_base_model
-from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_internals, vllm_lora
 from unlearn_serve.serving.admin_listener import start_listener
 from unlearn_serve.serving.app_state import ROUTES, STATE
@@ -20,6 +19,7 @@ from unlearn_serve.serving.routes import Routes
 from unlearn_serve.serving.starting_point import StartingPoint, find_starting_point
 from unlearn_serve.serving.swap import Swapper
 from unlearn_serve.serving.workers import names_of
+from unlearn_serve.sites import SITE_NAME
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient

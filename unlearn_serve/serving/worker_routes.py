@@ -11,7 +11,6 @@ from torch import nn
 from unlearn_kernels import activation_code
 from unlearn_serve.errors import NotEnforced, SwapError
 from unlearn_serve.format.atomic import write_atomically
-from unlearn_serve.layers.ffn import SITE_NAME
 from unlearn_serve.serving import vllm_lora
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.live import PLAIN
@@ -19,6 +18,7 @@ from unlearn_serve.serving.route_table import Route
 from unlearn_serve.serving.routed_site import RoutedSite
 from unlearn_serve.serving.slots import EnforcedLayers
 from unlearn_serve.serving.staging import Staging
+from unlearn_serve.sites import SITE_NAME
 from unlearn_serve.store import Release
 
 _ROUTE = "unlearn_route"

@@ -19,7 +19,8 @@ from unlearn_serve.data import read_examples
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import MANIFEST_NAME, fingerprint_base_model, write_manifest
 from unlearn_serve.fusion.grams import write_grams
-from unlearn_serve.layers import adapter_blocks, add_adapter, find_ffn_modules, has_two_stacks
+from unlearn_serve.layers import adapter_blocks, add_adapter
+from unlearn_serve.sites import find_ffn_modules, has_two_stacks
 from unlearn_serve.training.args import TrainArgs
 from unlearn_serve.training.assembly import (
     build_examples,

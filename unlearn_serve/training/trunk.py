@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearn_serve.layers import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 
 
 class Trunk:

@@ -27,7 +27,7 @@ from benchmarks.paper.baselines.models import (
 from benchmarks.paper.baselines.product import BOUNDED, json_settings, train_args
 from benchmarks.paper.task import Budget, Task, Unlearned
 from unlearn_serve.data import read_examples
-from unlearn_serve.layers import find_ffn_modules, has_two_stacks
+from unlearn_serve.sites import find_ffn_modules, has_two_stacks
 from unlearn_serve.training import Name, TrainArgs
 from unlearn_serve.training.assembly import (
     build_examples,

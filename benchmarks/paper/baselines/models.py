@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks.paper.task import Kind, Task
 from unlearn_serve.errors import UnsupportedModel
-from unlearn_serve.layers import find_ffn_modules
+from unlearn_serve.sites import find_ffn_modules
 
 _LOADERS: dict[Kind, Any] = {
     "decoder": AutoModelForCausalLM,

@@ -28,7 +28,8 @@ from benchmarks.paper.measuring import rounded
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from unlearn_serve.data import IGNORED, Encoded, collate_left, encode
-from unlearn_serve.layers import add_adapter, find_ffn_modules
+from unlearn_serve.layers import add_adapter
+from unlearn_serve.sites import find_ffn_modules
 from unlearn_serve.training import RECIPES, TNPO, TrainArgs, train
 
 NAME = "step"
