@@ -30,8 +30,8 @@ method matches the re-trained model.
         "A sequence of deletion requests",
         """
 An author a request. RegMean, `cat` and the mean fuse layers that were trained apart, each from the original and guarded
-by {s.guard_rows} rows of those who have not asked to go by then; the layer that is trained on goes through the requests
-one after the other; re-training begins from the base every time. All layers share one frozen W_down of rank
+by {s.sequence.guard_rows} rows of those who have not asked to go by then; the layer that is trained on goes through the
+requests one after the other; re-training begins from the base every time. All layers share one frozen W_down of rank
 {s.sequence.rank} behind a relu and are trained in W_up alone (`--freeze-down`): their maps then read the same features,
 `cat` is their sum at the same rank, and RegMean's closed form fuses linear maps. *RegMean* counts a retained row
 {s.sequence.retained:g} times beside a forgotten one and multiplies what comes out for N requests by

@@ -21,9 +21,15 @@ class SequenceSize:
     study: int
     """Requests whose layers are fused with every setting of RegMean; one of `steps`."""
 
+    blocks: tuple[int, ...] | None
+    """Where the layers sit; None: in the upper half."""
+
     rank: int
     learning_rate: float
     max_steps: int
+
+    guard_rows: int
+    """Retained rows that a layer reads, drawn by the request's number."""
 
     target: tuple[float, float]
     """Probability and extraction strength that a layer is to reach, in units of the original's on the hold-out rows."""
@@ -118,9 +124,11 @@ FULL = Sizes(
     sequence=SequenceSize(
         steps=(1, 2, 3, 5, 10, 20),
         study=10,
+        blocks=tuple(range(20, 30)),
         rank=1024,
         learning_rate=6e-4,
         max_steps=60,
+        guard_rows=64,
         target=(0.35, 1.0),
         retained=0.02,
         gain=0.2,
@@ -153,7 +161,16 @@ QUICK = Sizes(
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
     tofu_seeds=(0, 1),
     sequence=SequenceSize(
-        steps=(1, 2, 3), study=3, rank=64, learning_rate=1e-2, max_steps=12, target=(1.0, 1.0), retained=0.1, gain=0.1
+        steps=(1, 2, 3),
+        study=3,
+        blocks=None,
+        rank=64,
+        learning_rate=1e-2,
+        max_steps=12,
+        guard_rows=8,
+        target=(1.0, 1.0),
+        retained=0.1,
+        gain=0.1,
     ),
     imdb=RowsSize(train=20, test=8, retained=8, words=30),
     imdb_fit=Fit(learning_rate=5e-3, epochs=4, batch_size=8),

@@ -107,7 +107,7 @@ def sequence_config(sizes: Sizes) -> dict[str, Any]:
         "precision": sizes.precision,
         "settings": as_json(sequence_settings(sizes)),
         "target": list(sizes.sequence.target),
-        "guard_rows": sizes.guard_rows,
+        "guard_rows": sizes.sequence.guard_rows,
     }
 
 
@@ -117,6 +117,7 @@ def sequence_settings(sizes: Sizes) -> dict[str, Any]:
     return {
         **bounded_settings(sizes),
         "objective": dataclasses.replace(RECIPES[BOUNDED].objective, tnpo_beta=2.0),
+        "blocks": size.blocks,
         "rank": size.rank,
         "activation": "relu",
         "freeze_down": True,
