@@ -161,7 +161,8 @@ def fused(method: str) -> str:
 def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainArgs:
     """The bounded objective on one author, guarded by rows of those who have not asked to go by then."""
     number, (probability, extraction) = ctx.config["request"], ctx.config["target"]
-    guards = random.Random(number).sample(plain(data.retain(number)), ctx.config["guard_rows"])
+    stays = plain(data.retain(number))
+    guards = random.Random(number).sample(stays, min(ctx.config["guard_rows"], len(stays)))
     first = next(iter(ctx.result(ORIGINAL)["measures"].values()))
     return RECIPES[BOUNDED].arguments(
         **{
