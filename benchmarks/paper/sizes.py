@@ -131,7 +131,7 @@ FULL = Sizes(
         guard_rows=64,
         target=(0.35, 1.0),
         retained=0.02,
-        gain=0.2,
+        gain=0.23,
     ),
     imdb=RowsSize(train=160, test=60, retained=40, words=30),
     imdb_fit=Fit(learning_rate=2e-4, epochs=3, batch_size=8),
