@@ -124,9 +124,9 @@ def run_outstanding(where: Where, names: Sequence[str]) -> list[str]:
                 name, problem = running.pop(future), future.exception()
                 if problem is None:
                     spent, planned = spent + future.result(), planned + expected[name]
-                progress.console.print(
-                    f"{name:<44} {clock(future.result())}" if problem is None else f"{name}: {problem}"
-                )
+                    progress.console.print(f"{name:<44} {clock(future.result())}")
+                else:
+                    progress.console.print(f"{name}: {problem}")
                 schedule.ended(name, failed=problem is not None)
         progress.update(task, description="", completed=len(outstanding), left="")
     return schedule.failed

@@ -14,7 +14,7 @@ from benchmarks.paper.baselines.load import load_unlearned
 from benchmarks.paper.baselines.lora import Lora
 from benchmarks.paper.baselines.mend_like import MendLike
 from benchmarks.paper.baselines.original import Original
-from benchmarks.paper.baselines.product import BOUNDED
+from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE
 from benchmarks.paper.baselines.retrain import Retrain
 from benchmarks.paper.baselines.reverse_gradient import ReverseGradient
 from benchmarks.paper.baselines.sisa import Sisa
@@ -29,7 +29,7 @@ _ALL: tuple[Baseline, ...] = (
     MendLike(),
     Lora(),
     Eul(name="eul", recipe="eul"),
-    Eul(name="eul-bounded", recipe=BOUNDED),
+    Eul(name="eul-bounded", recipe=BOUNDED_OBJECTIVE),
 )
 
 BASELINES: dict[str, Baseline] = {one.name: one for one in _ALL}

@@ -1,4 +1,4 @@
-"""This project's methods, through its own trainer: the paper's objective, and the bounded one that is the default."""
+"""This project's methods, through its own trainer: the paper's objective, and a bounded one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from unlearn_serve.training import Name, train
 class Eul:
     """Semantics: U_i(h) = h + W_up,i act(W_down,i h) behind the feed-forward networks of a frozen original.
 
-    `eul` is Chen & Yang's objective with the paper's settings (unbounded), `eul-bounded` the product's default, NPO
+    `eul` is Chen & Yang's objective with the paper's settings (unbounded), `eul-bounded` NPO a token at a time (`tnpo`)
     with the retained answers held to the original's distribution; equations in docs/training.md.
     """
 

@@ -24,7 +24,7 @@ from benchmarks.paper.baselines.models import (
     load_tokenizer,
     weight_bytes,
 )
-from benchmarks.paper.baselines.product import BOUNDED, json_settings, train_args
+from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE, json_settings, train_args
 from benchmarks.paper.task import Budget, Task, Unlearned
 from unlearn_serve.data import read_examples
 from unlearn_serve.sites import find_ffn_modules, has_two_stacks
@@ -49,7 +49,7 @@ class Lora:
 
     name: str = "lora"
 
-    recipe: Name = BOUNDED
+    recipe: Name = BOUNDED_OBJECTIVE
     """Objective and its settings, as in `Eul`."""
 
     targets: Targets = "down"

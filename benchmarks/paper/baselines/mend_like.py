@@ -73,7 +73,7 @@ class MendLike:
     """Retained rows, drawn by the seed, that C is taken over at most: tens of thousands of tokens for f = 1536."""
 
     whole_answers: bool = False
-    """Erase whole answers even where a row names a gold string within; else only that (as `eul-bounded` does)."""
+    """Erase whole answers even where a row names a gold string within; else only that (as `npo` does)."""
 
     def run(self, task: Task, budget: Budget) -> Unlearned:
         """Edit the original's weights; see `Baseline.run`."""

@@ -8,7 +8,7 @@ from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.task import Task
 from unlearn_serve.training import RECIPES, Name, TrainArgs
 
-BOUNDED: Name = "tnpo"
+BOUNDED_OBJECTIVE: Name = "tnpo"
 """The bounded objective of `eul-bounded`, of LoRA and of the sequences: every row is to be forgotten as a whole."""
 
 WHOLE_ANSWERS = {"gold_only": False, "own_answers": False}

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.paper.data.tofu import FILES
-from benchmarks.paper.experiments.judging import bounds_of, judged, mean
+from benchmarks.paper.experiments.judging import bounds_of, judged, retained_over_original
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.sequence import fusing, gains, request, score_request_sets, sequence_config
 from benchmarks.paper.experiments.tofu import ORIGINAL, read_size, retrained
@@ -62,14 +62,14 @@ def _study(chosen: Mapping[str, tuple[RegMean, float]], ctx: Context) -> Mapping
     per = ctx.config["tofu"]["questions"]
     adapters = [ctx.files(request(number)) / "adapter" for number in range(1, count + 1)]
     bounds = bounds_of(ctx.result(retrained(count))["rows"]["forget"], count, per)
-    known = mean(ctx.result(ORIGINAL)["rows"]["train"]["probability"][count * per :])
+    before = ctx.result(ORIGINAL)["rows"]["train"]["probability"]
     found: dict[str, Any] = {}
     for name, (options, gain) in chosen.items():
         folder = ctx.folder / "fused"
         fuse_dirs(adapters, folder, "regmean", options, gain=gain)
         model = loaded(original, ctx.config["precision"], folder)
         rows = score_request_sets(original, data, model, count)["rows"]
-        kept = mean(rows["retain"]["probability"]) / known
+        kept = retained_over_original(rows, before, count, per)
         found[name] = {**judged(rows, bounds, count, per), "retained_over_original": rounded(kept)}
         shutil.rmtree(folder)
     return {"requests": count, "ways": found}

@@ -36,6 +36,13 @@ def judged(
     }
 
 
+def retained_over_original(
+    rows: Mapping[str, Mapping[str, list[float]]], original: Sequence[float], step: int, per: int
+) -> float:
+    """Mean probability of the rows that stay, over that of the same rows in the original (all its training rows)."""
+    return mean(rows["retain"]["probability"]) / mean(original[step * per :])
+
+
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """The 95 % bootstrap interval of a mean; the mean itself where there is but one value."""
     array = np.array(values)

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 from benchmarks.paper.baselines.meter import Meter
 from benchmarks.paper.baselines.models import load_tokenizer, weight_bytes
-from benchmarks.paper.baselines.product import BOUNDED
+from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES, Tofu
-from benchmarks.paper.experiments.judging import LEVELS, bounds_of, judged, mean
+from benchmarks.paper.experiments.judging import LEVELS, bounds_of, judged, retained_over_original
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.experiments.tofu import ORIGINAL, bounded_settings, plain, read_size, retrained
@@ -116,7 +116,7 @@ def sequence_settings(sizes: Sizes) -> dict[str, Any]:
     size = sizes.sequence
     return {
         **bounded_settings(sizes),
-        "objective": dataclasses.replace(RECIPES[BOUNDED].objective, tnpo_beta=2.0),
+        "objective": dataclasses.replace(RECIPES[BOUNDED_OBJECTIVE].objective, tnpo_beta=2.0),
         "blocks": size.blocks,
         "rank": size.rank,
         "activation": "relu",
@@ -164,7 +164,7 @@ def _arguments(ctx: Context, data: Tofu, settings: Mapping[str, Any]) -> TrainAr
     stays = plain(data.retain(number))
     guards = random.Random(number).sample(stays, min(ctx.config["guard_rows"], len(stays)))
     first = next(iter(ctx.result(ORIGINAL)["measures"].values()))
-    return RECIPES[BOUNDED].arguments(
+    return RECIPES[BOUNDED_OBJECTIVE].arguments(
         **{
             "model": ctx.files(ORIGINAL) / "model",
             "forget": write_rows(ctx.folder / "forget.jsonl", plain(_rows(ctx, data))),
@@ -264,10 +264,9 @@ def _summary(ctx: Context) -> Mapping[str, Any]:
             one = ctx.result(fused(method))["steps"][str(step)]
             answers[method] = one, new + one["seconds"]  # the new request's layer, and the fusion
         for name, (record, seconds) in answers.items():
-            kept = mean(record["rows"]["retain"]["probability"]) / mean(original[step * per :])
             found.setdefault(name, {})[str(step)] = {
                 **judged(record["rows"], bounds, step, per),
-                "retained_over_original": rounded(kept),
+                "retained_over_original": rounded(retained_over_original(record["rows"], original, step, per)),
                 "seconds": rounded(seconds),
             }
     return found

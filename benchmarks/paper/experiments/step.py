@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.pairing import spread
 from benchmarks.paper.baselines.models import load_tokenizer
-from benchmarks.paper.baselines.product import BOUNDED
+from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES
 from benchmarks.paper.experiments.models import BASE, loaded
@@ -51,7 +51,7 @@ def step_stages(sizes: Sizes) -> list[Stage]:
 def _step(settings: Mapping[str, Any], ctx: Context) -> Mapping[str, Any]:
     data = read_size(ctx)
     forget, retain = plain(data.requested[0]), data.guards
-    args = RECIPES[BOUNDED].arguments(
+    args = RECIPES[BOUNDED_OBJECTIVE].arguments(
         **{
             "model": ctx.files(ORIGINAL) / "model",
             "forget": write_rows(ctx.folder / "forget.jsonl", forget),

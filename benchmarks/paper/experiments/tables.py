@@ -1,6 +1,5 @@
 """The paper's two tables: every method on IMDB and on SAMSum, for each share of the training rows to forget."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,14 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.paper.baselines import BASELINES
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data import imdb, samsum
 from benchmarks.paper.data.imdb import Rows, RowsSize, read_imdb, running_text
 from benchmarks.paper.data.samsum import read_samsum
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
-from benchmarks.paper.experiments.tofu import BOUNDED, FROZEN, at_holdout_level, bounded_settings, eul_settings, read_by
+from benchmarks.paper.experiments.tofu import BOUNDED, FROZEN, at_holdout_level, method_of, read_by
 from benchmarks.paper.measuring import NO_ANSWERS, accuracy, columns, measures, read_sets, rouge, rounded
 from benchmarks.paper.sizes import METHODS, Sizes
 from benchmarks.paper.stages import Context, Stage
@@ -40,7 +38,7 @@ def table_stages(sizes: Sizes) -> list[Stage]:
                 for seed in sizes.seeds if name == BOUNDED else sizes.seeds[:1]:
                     stage = method_stage(
                         f"{task}/forget{percent(share)}/{name}-seed{seed}",
-                        method_of(name, task, sizes),
+                        method_of(name, fit_of(task, sizes), sizes),
                         {**shared, "share": share, "seed": seed},
                         original=f"{task}/original",
                         after=shards if name == "sisa" else (),
@@ -58,7 +56,7 @@ def shared_config(task: str, sizes: Sizes) -> dict[str, Any]:
     return {
         "task": task,
         "rows": as_json(sizes.imdb if task == "imdb" else sizes.samsum),
-        "fit": as_json(sizes.imdb_fit if task == "imdb" else sizes.samsum_fit),
+        "fit": as_json(fit_of(task, sizes)),
         "precision": sizes.fit_precision,
         "answer_tokens": sizes.answer_tokens,
         "mislabelled": 0.0,
@@ -70,20 +68,9 @@ def percent(share: float) -> str:
     return f"{100 * share:g}"
 
 
-def method_of(name: str, task: str, sizes: Sizes) -> Baseline:
-    """A method as the tables set it; the hold-out rows of a task are its test rows."""
-    method: Any = BASELINES[name]
-    fit = sizes.imdb_fit if task == "imdb" else sizes.samsum_fit
-    match name:
-        case "finetune" | "reverse-gradient":
-            return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))
-        case "sisa":
-            return dataclasses.replace(method, shards=sizes.shards, slices=1)
-        case "lora" | "eul-bounded":
-            return dataclasses.replace(method, settings=bounded_settings(sizes))
-        case "eul":
-            return dataclasses.replace(method, settings=eul_settings(sizes))
-    return method
+def fit_of(task: str, sizes: Sizes) -> Fit:
+    """How the task's models are made."""
+    return sizes.imdb_fit if task == "imdb" else sizes.samsum_fit
 
 
 def original_stage(name: str, config: Mapping[str, Any]) -> Stage:

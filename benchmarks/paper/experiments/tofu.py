@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from benchmarks.paper.baselines import BASELINES, Eul, Lora
+from benchmarks.paper.baselines import BASELINES
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data.tofu import FILES, Tofu, TofuSize, read_tofu
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
@@ -67,7 +67,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
     ]
     for count in sizes.tofu_forget:
         for name in sizes.tofu_methods:
-            method = tofu_method(name, sizes)
+            method = method_of(name, sizes.tofu_fit, sizes)
             stages += [
                 Stage(
                     name=f"tofu/forget{count}/{name}-seed{seed}",
@@ -96,13 +96,14 @@ def retrained(count: int) -> str:
     return f"tofu/retrained{count}"
 
 
-def tofu_method(name: str, sizes: Sizes) -> Baseline:
-    """A method as this experiment sets it."""
+def method_of(name: str, fit: Fit, sizes: Sizes) -> Baseline:
+    """A method as the experiments set it, on a model that was made by `fit`."""
     method: Any = BASELINES[name]
-    one_epoch = dataclasses.replace(sizes.tofu_fit, epochs=1)
     match name:
         case "finetune" | "reverse-gradient":
-            return dataclasses.replace(method, fit=one_epoch)
+            return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))
+        case "sisa":
+            return dataclasses.replace(method, shards=sizes.shards, slices=1)
         case "lora" | "eul-bounded":
             return dataclasses.replace(method, settings=bounded_settings(sizes))
         case "eul":
@@ -138,11 +139,12 @@ def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, se
 
 def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
     """LoRA and `eul-bounded`, told to land on the original's level on the hold-out rows: known before any request."""
-    if not isinstance(method, (Lora, Eul)) or method.name not in STOPPING:
+    if method.name not in STOPPING:
         return method
+    chosen: Any = method
     level = {name: original["measures"][f"holdout.{name}"]["value"] for name in ("probability", "extraction_strength")}
     targets = {"forget_target": level["probability"], "extraction_target": level["extraction_strength"], "land": True}
-    return dataclasses.replace(method, settings={**method.settings, **targets})
+    return dataclasses.replace(chosen, settings={**chosen.settings, **targets})
 
 
 def score_sets(data: Tofu, count: int, *, scored: int) -> dict[str, Sequence[Example]]:

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from benchmarks.paper.baselines import BASELINES
-from benchmarks.paper.experiments.tables import method_of, method_stage, original_stage, shared_config
-from benchmarks.paper.experiments.tofu import eul_settings
+from benchmarks.paper.experiments.tables import method_stage, original_stage, shared_config
+from benchmarks.paper.experiments.tofu import eul_settings, method_of
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Stage
 from unlearn_serve.training import EUL, Objective
@@ -42,7 +42,7 @@ def variation_stages(sizes: Sizes) -> list[Stage]:
         *(
             method_stage(
                 f"imdb/mislabelled/{name}",
-                method_of(name, "imdb", sizes),
+                method_of(name, sizes.imdb_fit, sizes),
                 {**wrong, "share": WRONG},
                 original=original,
                 sizes=sizes,
