@@ -62,13 +62,10 @@ class Sizes:
     """Optimiser steps of the bounded objective at most."""
 
     learning_rate: float
-    """Of the bounded objective."""
+    """Of the bounded objective and of the paper's, whose own is for thousands of steps: here there are a few dozen."""
 
     retain_batch: int
     """Retained rows in one of its steps."""
-
-    eul_learning_rate: float
-    """Of the paper's objective: its own is for thousands of steps, and here there are a few dozen."""
 
     guard_rows: int
     """Retained rows that the methods with layers read, drawn by the seed: as many as it takes, not all there are."""
@@ -114,7 +111,6 @@ FULL = Sizes(
     steps=60,
     learning_rate=4e-3,
     retain_batch=8,
-    eul_learning_rate=5e-4,
     guard_rows=40,
     tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
@@ -153,7 +149,6 @@ QUICK = Sizes(
     steps=12,
     learning_rate=5e-2,
     retain_batch=8,
-    eul_learning_rate=5e-2,
     guard_rows=8,
     tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),
     tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),

@@ -127,7 +127,7 @@ def bounded_settings(sizes: Sizes) -> dict[str, Any]:
 
 def eul_settings(sizes: Sizes) -> dict[str, Any]:
     """`TrainArgs` of the paper's objective, beside its recipe."""
-    return {"rank": sizes.rank, "learning_rate": sizes.eul_learning_rate}
+    return {"rank": sizes.rank, "learning_rate": sizes.learning_rate}
 
 
 def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, seed: int) -> dict[str, Rows]:
