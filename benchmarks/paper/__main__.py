@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=CORES, help="stages side by side (default: one for each core)")
     parser.add_argument("--render", action="store_true", help="tables and plots from the results alone")
     given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {given.jobs}")
     out = given.out.absolute() / ("quick" if given.quick else "full")
     results = given.results or (out / "results" if given.quick else RESULTS / "paper")
     page = out / "results.md" if given.quick else PAGE
