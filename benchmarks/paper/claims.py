@@ -80,7 +80,7 @@ def _summaries(results: Path) -> Found | None:
 
 
 def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | None]:
-    """Leaving a term out moves a figure up (or down) against the whole objective, at the smallest share."""
+    """Leaving a term out moves a figure up (or down) against the whole objective, at the ablation's share."""
 
     def check(results: Path) -> Found | None:
         cut = result(results, f"imdb/ablation/{name}")

@@ -35,7 +35,8 @@ requests one after the other; re-training begins from the base every time. All l
 {s.sequence.rank} behind a relu and are trained in W_up alone (`--freeze-down`): their maps then read the same features,
 `cat` is their sum at the same rank, and RegMean's closed form fuses linear maps. *RegMean* counts a retained row
 {s.sequence.retained:g} times beside a forgotten one and multiplies what comes out for N requests by
-N^{s.sequence.gain:g}; *as published* counts it once and multiplies by nothing.
+N^{s.sequence.gain:g}, two figures that were chosen on the first {s.sequence.study} of these very requests; *as
+published* counts it once and multiplies by nothing.
 """,
     ),
     "gram_study": (
@@ -74,7 +75,10 @@ by who speaks. Published: test, retained, forgot, LM loss, seconds.
     ),
     "ablation": (
         "Ablation of the paper's objective",
-        "IMDB at the smallest share. Published: test / retained / forgot / LM loss at 0.5 %.",
+        """
+IMDB at the largest share: the smallest is a single review here. Published: test / retained / forgot / LM loss, at
+0.5 %.
+""",
     ),
     "mislabelled": (
         "Mislabelled rows",
