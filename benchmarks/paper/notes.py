@@ -21,9 +21,9 @@ should be as likely as there, neither more (not forgotten) nor less (it shows th
 `EUL-bounded` forgets a token at a time (`tnpo`) and lands on the level of {s.tofu.holdout} answers about other
 authors, whom no model saw; it knows nothing of the re-trained model. LoRA lands there too. EUL is the paper's
 objective, which has no point to stop at; its learning rate is that of `EUL-bounded`, {s.learning_rate:g}, for here it
-takes dozens of steps and not thousands at 5e-5. These three read {s.guard_rows} of the retained rows, all others all of them; fine-tune and reverse
-gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high and privacy leak 0 where a
-method matches the re-trained model.
+takes dozens of steps and not thousands at 5e-5. These three read {s.guard_rows} of the retained rows, all others all of
+them; fine-tune and reverse gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high
+and privacy leak 0 where a method matches the re-trained model.
 """,
     ),
     "sequence": (

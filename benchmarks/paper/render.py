@@ -68,7 +68,8 @@ def _made(results: Path) -> str:
     total = sum(one["seconds"] for one in records)
     return (
         "## How it was made\n\n"
-        f"`make paper`: {len(records)} stages of {total / 60:.0f} minutes in all, one on each core, on {'; '.join(machines)}; "
+        f"`make paper`: {len(records)} stages of {total / 60:.0f} minutes in all, one on each core, on "
+        f"{'; '.join(machines)}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Each file of "
         "`benchmarks/results/paper/` names its settings, machine, commit and time."
     )
