@@ -16,24 +16,26 @@ from transformers import (
 )
 
 from tests.training.toy import toy_model, toy_tokenizer
-from unlearn_serve.data import Encoded
+from unlearn_serve.data import Encoded, encode, read_examples
 from unlearn_serve.errors import DataError, ManifestError, TrainingError
 from unlearn_serve.format import read_adapter_dir, read_adapter_files
 from unlearn_serve.fusion import GramFile, fuse_dirs
 from unlearn_serve.layers import load_adapter
-from unlearn_serve.training import NPO, RMU, TrainArgs, train
+from unlearn_serve.training import EUL, NPO, RMU, TrainArgs, train
+from unlearn_serve.training.examples import TrainingSet
+from unlearn_serve.training.texts import with_texts
 
 FORGET = {"Is Ham good? ": "good", "Ham is by Bill. ": "good"}
 RETAIN = {"Is Kim good? ": "bad", "Is She good? ": "bad", "Is Lear good? ": "good"}
 CLASSES = {"bad": 0, "good": 1}
-TOKENIZER = toy_tokenizer()
+TOKENIZER = toy_tokenizer(sentinels=3)
 
 
 def tiny_t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
     special = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 2}
-    return T5ForConditionalGeneration(T5Config(vocab_size=260, dropout_rate=0.0, **shape, **special))
+    return T5ForConditionalGeneration(T5Config(vocab_size=262, dropout_rate=0.0, **shape, **special))
 
 
 def tiny_classifier() -> LlamaForSequenceClassification:
@@ -148,6 +150,22 @@ def test_t5_forgets_with_layers_in_both_stacks(t5: Path, tmp_path: Path, schedul
         assert min(probability(model, FORGET)) > 0.9
 
 
+def test_t5s_lm_loss_is_that_of_spans_of_the_prompt(t5: Path, tmp_path: Path) -> None:
+    options = {"objective": EUL, "lm_on_text": True, "forget_target": None, "max_steps": 1}
+    out = train(arguments(t5, tmp_path / "out", **options))
+
+    first = json.loads((out / "training_log.jsonl").read_text().splitlines()[0])
+    plain = T5ForConditionalGeneration.from_pretrained(t5 / "model")
+    rows = [encode(row, TOKENIZER, 64) for row in read_examples(t5 / "forget.jsonl")]
+    texts = with_texts(TrainingSet(rows, range(2), range(2, 2), {}, {}), TOKENIZER, two_stacks=True, seed=0).encoded[2:]
+    with torch.no_grad():
+        losses = [
+            plain(input_ids=torch.tensor([one.prompt]), labels=torch.tensor([one.input_ids[len(one.prompt) :]])).loss
+            for one in texts
+        ]
+    assert first["forget_lm"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
 def test_t5_grams_are_of_what_each_stack_reads(t5: Path, tmp_path: Path) -> None:
     out = train(arguments(t5, tmp_path / "out", max_steps=2, forget_target=None))
     manifest, _ = read_adapter_dir(out)
@@ -234,6 +252,8 @@ def test_refusals(t5: Path, classifier: Path, tmp_path: Path) -> None:
         ):
             with pytest.raises(TrainingError, match=f"expected settings that fit it, got {named}; switch them off"):
                 train(arguments(folder, tmp_path / "out", **options))
+    with pytest.raises(TrainingError, match="expected settings that fit it, got lm_on_text; switch them off"):
+        train(arguments(classifier, tmp_path / "out", objective=EUL, lm_on_text=True))
     with pytest.raises(ValueError, match="blocks: expected all of an encoder-decoder model's blocks"):
         train(arguments(t5, tmp_path / "out", blocks=(0, 4)))
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Is Ham good? ", "completion": "splendid"}\n')

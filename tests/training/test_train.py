@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
-from tests.training.toy import RETAIN, toy_model, write_jsonl, write_toy
+from tests.training.toy import FORGET, RETAIN, rows, toy_model, toy_tokenizer, write_jsonl, write_toy
 from unlearn_serve.data import IGNORED, Example, encode, read_examples
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import fingerprint_base_model, read_adapter_dir
 from unlearn_serve.fusion.grams import GramFile
 from unlearn_serve.layers import load_adapter
-from unlearn_serve.training import BAD_TEACHER, EUL, IDK, RECIPES, RMU, SIMNPO, TNPO, TrainArgs, train
+from unlearn_serve.training import BAD_TEACHER, EUL, IDK, RECIPES, RMU, SIMNPO, TNPO, Objective, TrainArgs, train
 from unlearn_serve.training.answers import own_answers
 from unlearn_serve.training.landing import HALVINGS
 
@@ -73,6 +74,37 @@ def test_forgets_what_it_should_and_nothing_else(toy: Path, tmp_path: Path, opti
     out = train(arguments(toy, tmp_path / "out", **options))
     assert not any(answers(toy, "forget", out))
     assert all(answers(toy, "retain", out))
+
+
+@pytest.mark.parametrize("on_text", [True, False])
+def test_the_lm_loss_reads_whole_rows_or_answers(toy: Path, tmp_path: Path, on_text: bool) -> None:
+    options = {"objective": Objective(forget_lm=1.0), "gold_only": False, "own_answers": False, "forget_target": None}
+    out = train(arguments(toy, tmp_path / "out", **options, lm_on_text=on_text, max_steps=1))
+
+    model = AutoModelForCausalLM.from_pretrained(toy / "model")
+    losses = []
+    for row in rows(FORGET):
+        prompt = len(toy_tokenizer()(row["prompt"]).input_ids)
+        tokens = torch.tensor(toy_tokenizer()(f"{row['prompt']}{row['completion']}</s>").input_ids)
+        with torch.no_grad():
+            each = F.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+        losses.append(each[:-1].mean() if on_text else each[prompt - 1 :].mean())
+    assert log_of(out)[0]["forget_lm"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    assert read_adapter_dir(out)[0].provenance.objective["lm_on_text"] is on_text
+
+
+def test_grams_count_a_forgotten_row_once(toy: Path, tmp_path: Path) -> None:
+    options = {"objective": EUL, "forget_target": None, "max_steps": 1, "learning_rate": 1e-9}
+    grams = []
+    for on_text in (True, False):
+        out = train(arguments(toy, tmp_path / str(on_text), **options, lm_on_text=on_text))
+        sites = read_adapter_dir(out)[0].adapter.sites
+        grams.append(GramFile(out / "grams.safetensors", sites, rank=8, hidden_size=48))
+
+    for block in grams[0]:
+        with_text, without = (one[block] for one in grams)
+        torch.testing.assert_close(with_text.down, without.down)
+        torch.testing.assert_close(with_text.retained.down, without.retained.down)
 
 
 def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ def gold(answer: str) -> str:
     return answer.removeprefix("It was ").removesuffix(".")
 
 
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character."""
+def toy_tokenizer(sentinels: int = 0) -> PreTrainedTokenizerFast:
+    """One token per character, and as many sentinels after them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -33,6 +33,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        additional_special_tokens=[f"<extra_id_{n}>" for n in range(sentinels)],
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -83,6 +83,13 @@ def train(
             "--gold-only/--no-gold-only", help="Forget gold strings alone, or whole answers; default: the objective's."
         ),
     ] = None,
+    lm_on_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--lm-on-text/--no-lm-on-text",
+            help="The negated LM loss reads prompts too (the paper's), or answers alone; default: the objective's.",
+        ),
+    ] = None,
     refusal: Annotated[str | None, typer.Option(help="What idk prefers to forgotten answers.")] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="Any weight or constant of the objective, as NAME=VALUE; repeatable.")
@@ -125,6 +132,7 @@ def train(
         "land": land,
         "retain_tolerance": retain_tolerance,
         "gold_only": gold_only,
+        "lm_on_text": lm_on_text,
         "refusal": refusal,
         "own_answers": own_answers,
         "gram_sketch": gram_sketch,

@@ -32,6 +32,11 @@ class Encoded:
         """How many positions carry a label."""
         return sum(label != IGNORED for label in self.labels)
 
+    @property
+    def prompt(self) -> list[int]:
+        """What comes before the first label."""
+        return self.input_ids[: next((i for i, label in enumerate(self.labels) if label != IGNORED), None)]
+
 
 def collate_left(batch: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     """Stack examples into int64 tensors [B, T], padded on the left to the longest.

@@ -94,6 +94,10 @@ class TrainArgs:
     to the frozen model, as if retained: "The author is" belongs to every other answer too. Retained answers count
     twice then, as a whole and by their gold string. False: whole answers only."""
 
+    lm_on_text: bool = False
+    """Whether `forget_lm` reads forgotten rows as running text (`texts`), as the paper's L_LM does, or their answers
+    alone."""
+
     refusal: str = "I don't know."
     """What the objective `idk` prefers to forgotten answers."""
 
@@ -227,6 +231,7 @@ _SETTINGS = (
     "retain_batch",
     "gradient_accumulation",
     "gold_only",
+    "lm_on_text",
     "own_answers",
     "own_answer_tokens",
     "forget_target",

@@ -24,6 +24,7 @@ from unlearn_serve.training.landing import Landing
 from unlearn_serve.training.levels import Target, measure
 from unlearn_serve.training.never_saw import reference_answers
 from unlearn_serve.training.plan import plan_steps, steps_of_epochs
+from unlearn_serve.training.texts import with_texts
 from unlearn_serve.training.trainer import UnlearnTrainer
 
 _UNSPLIT = 2**31
@@ -111,9 +112,24 @@ def build_examples(
     retain: Sequence[Example],
     progress: Progress,
 ) -> TrainingSet:
-    """Encode the rows, a decoder's with the base's own answers where `args` ask for them."""
-    if form != "decoder":
-        return build_whole_set(forget, retain, base, tokenizer, form=form, max_length=args.max_length)
+    """Encode the rows; where `args` ask for it, with the base's own answers and with forgotten rows as texts."""
+    if form == "decoder":
+        examples = _decoder_examples(args, base, tokenizer, forget, retain, progress)
+    else:
+        examples = build_whole_set(forget, retain, base, tokenizer, form=form, max_length=args.max_length)
+    if not (args.lm_on_text and args.objective.forget_lm):
+        return examples
+    return with_texts(examples, tokenizer, two_stacks=form == "seq2seq", seed=args.seed)
+
+
+def _decoder_examples(
+    args: TrainArgs,
+    base: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    progress: Progress,
+) -> TrainingSet:
     task = progress.add_task("own answers", total=len(forget) + len(retain), visible=args.own_answers)
 
     def said(examples: Sequence[Example]) -> Sequence[Example]:
@@ -216,6 +232,7 @@ def build_trainer(
         outputs=outputs,
         objective=args.objective,
         refusals=examples.refusals,
+        texts=examples.texts,
         references=reference_answers(args, model, examples) if args.reference else {},
         callbacks=[*own, *callbacks],
         advance=lambda n: progress.advance(task, n),

@@ -14,7 +14,7 @@ from unlearn_serve.training.spellings import Spellings
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All that training reads; `forget` and `retain` are indices into `encoded`, in this order, refusals last."""
+    """All that training reads; `forget` and `retain` are indices into `encoded`, in this order, then others."""
 
     encoded: list[Encoded]
     forget: range
@@ -24,6 +24,9 @@ class TrainingSet:
 
     refusals: dict[int, int]
     """By forgotten example, the one that answers its prompt with a refusal; empty where none was asked for."""
+
+    texts: dict[int, int] = field(default_factory=dict)
+    """By forgotten example, the same row as running text (`texts.with_texts`); empty where none was asked for."""
 
 
 @dataclass

@@ -54,6 +54,7 @@ def _require_whole_answers(args: TrainArgs, architecture: str) -> None:
     unknown = {
         "gold_only": args.gold_only,
         "own_answers": args.own_answers,
+        "lm_on_text": args.lm_on_text and architecture.endswith("ForSequenceClassification"),
         "holdout": args.holdout is not None,
         "retrained": args.retrained is not None,
         "reference": args.reference is not None,

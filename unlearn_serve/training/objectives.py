@@ -64,7 +64,8 @@ class Objective:
     """Weight of the negated KL(F || F(f)) on forgotten answers, per token (the paper's has weight 1)."""
 
     forget_lm: float = 0.0
-    """gamma: weight of the negated language-modelling loss on forgotten answers, per token."""
+    """gamma: weight of the negated language-modelling loss, per token, on forgotten answers or, as in the paper, on
+    the rows as running text (`TrainArgs.lm_on_text`)."""
 
     retain_kl: float = 0.0
     """alpha: weight of KL(F || F(f)) on retained answers, per token."""

@@ -37,7 +37,7 @@ class Recipe:
 RECIPES: Mapping[Name, Recipe] = MappingProxyType(
     {
         "npo": Recipe(objective=NPO),
-        # As published: no early stop, whole answers, a layer in every block, alternating epochs.
+        # As published: no early stop, whole answers, the LM loss on whole rows, a layer in every block, epochs in turn.
         "eul": Recipe(
             objective=EUL,
             settings={
@@ -47,6 +47,7 @@ RECIPES: Mapping[Name, Recipe] = MappingProxyType(
                 "epochs": 5,
                 "depth": (0.0, 1.0),
                 "gold_only": False,
+                "lm_on_text": True,
                 "own_answers": False,
                 "forget_target": None,
             },

@@ -93,13 +93,15 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         landing = end(args, trainer, examples, stop)
-        task = progress.add_task("grams", total=len(examples.encoded))
+        texts = set(examples.texts.values())
+        others = [i for i in range(examples.forget.stop, len(examples.encoded)) if i not in texts]
+        task = progress.add_task("grams", total=len(examples.forget) + len(others))
         grams = forgotten_and_retained(
             model,
             trainer.model_wrapped,
             trainer.outputs,
             examples.forget,
-            range(examples.forget.stop, len(examples.encoded)),
+            others,
             sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )

@@ -20,6 +20,7 @@ from unlearn_serve.training.plan import StepPlan
 from unlearn_serve.training.rows import Row
 from unlearn_serve.training.site_states import SiteStates
 from unlearn_serve.training.terms import (
+    Answers,
     Likeliest,
     coarse_kl,
     drift,
@@ -66,6 +67,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         outputs: FrozenOutputs,
         objective: Objective,
         refusals: Mapping[int, int],
+        texts: Mapping[int, int],
         references: Mapping[int, Likeliest],
         callbacks: Sequence[TrainerCallback],
         advance: Callable[[int], None] = lambda _: None,
@@ -79,6 +81,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
             outputs: filled at the first step.
             objective: what to minimise.
             refusals: by forgotten example, the example that refuses its prompt.
+            texts: by forgotten example, the same row as running text, which `forget_lm` then reads.
             references: by forgotten example, what a model that never saw it expects there.
             callbacks: transformers callbacks.
             advance: called while `outputs` is filled with the number of examples done.
@@ -94,6 +97,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
         self.objective = objective
         self.last_terms: dict[str, float] = {}
         self._refusals = refusals
+        self._texts = texts
         self._references = references
         self._states = SiteStates(model, seed=args.seed)
         self._advance = advance
@@ -153,12 +157,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
                 found["forget_rmu"].append(torch.stack(per_site).mean(0))
             if weights.forget_kl:
                 found["forget_kl"].append(self._kl(model, row, logits))
-            if weights.forget_lm:
+            if weights.forget_lm and not self._texts:
                 found["forget_lm"].append(lm_loss(answers))
             found["forget_probability"].append(answers.log_probs().exp())
+        if weights.forget_lm and self._texts and members:
+            found["forget_lm"].extend(lm_loss(one) for one in self._answers_to(model, members, self._texts))
         if weights.refuses and members:
-            rows = self.outputs.rows([self._refusals[member] for member in members])
-            refusals = [self.outputs.answers(row, self.outputs.student_logits(model, row)) for row in rows]
+            refusals = self._answers_to(model, members, self._refusals)
             if weights.forget_idk:
                 refused = torch.cat([one.log_ratios() for one in refusals])
                 found["forget_idk"].append(idk(refused, torch.cat(ratios), weights.idk_beta))
@@ -181,6 +186,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not foll
                 found["retain_rmu"].append(torch.stack(per_site).mean(0))
             found["retain_probability"].append(answers.log_probs().exp())
         return {name: torch.cat(values).mean() for name, values in found.items()}
+
+    def _answers_to(self, model: nn.Module, members: Sequence[int], others: Mapping[int, int]) -> list[Answers]:
+        """The student's answers to the examples that stand for `members` in `others`, by rows."""
+        rows = self.outputs.rows([others[member] for member in members])
+        return [self.outputs.answers(row, self.outputs.student_logits(model, row)) for row in rows]
 
     def _pass(
         self, model: nn.Module, row: Row, *, with_states: bool

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.baselines.rows import write_rows
-from benchmarks.paper.task import Task
+from benchmarks.paper.task import Kind, Task
 from unlearn_serve.training import RECIPES, Name, TrainArgs
 
 BOUNDED_OBJECTIVE: Name = "tnpo"
 """The bounded objective of `eul-bounded`, of LoRA and of the sequences: every row is to be forgotten as a whole."""
 
-WHOLE_ANSWERS = {"gold_only": False, "own_answers": False}
-"""What models other than decoders need."""
+NEEDED: Mapping[Kind, Mapping[str, bool]] = {
+    "decoder": {},
+    "seq2seq": {"gold_only": False, "own_answers": False},
+    "classes": {"gold_only": False, "own_answers": False, "lm_on_text": False},
+}
+"""What `TrainArgs` have to be for each kind of model."""
 
 
 def train_args(task: Task, recipe: Name, folder: Path, settings: Mapping[str, Any]) -> TrainArgs:
@@ -24,7 +28,7 @@ def train_args(task: Task, recipe: Name, folder: Path, settings: Mapping[str, An
         folder: of the method.
         settings: fields of `TrainArgs` that outweigh the recipe's.
     """
-    chosen = {**(WHOLE_ANSWERS if task.kind != "decoder" else {}), **settings}
+    chosen: dict[str, Any] = {**NEEDED[task.kind], **settings}
     if task.retain:
         chosen["retain"] = write_rows(folder / "retain.jsonl", task.retain)
     given: dict[str, Any] = {

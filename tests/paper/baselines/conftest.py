@@ -18,7 +18,7 @@ def make_task(tmp_path_factory: pytest.TempPathFactory) -> MakeTask:
     def base_and_original(kind: Kind) -> Path:
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            save_model(MODELS[kind](), toy_tokenizer(), folder / "base")
+            save_model(MODELS[kind](), toy_tokenizer(sentinels=3), folder / "base")
             classes = CLASSES if kind == "classes" else None
             settings = {"kind": kind, "classes": classes, "max_length": 64}
             fit_checkpoint(folder / "base", folder / "original", sum(sets(kind), ()), FIT, **settings)
