@@ -77,7 +77,7 @@ def encode_gold(
         DataError: see `encode`.
     """
     whole = encode(example, tokenizer, max_length)
-    start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)
+    start = len(whole.prompt)
     answer = whole.input_ids[start:]
     gold = example.answer.casefold()
 

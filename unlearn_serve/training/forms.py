@@ -46,15 +46,15 @@ def load_model(args: TrainArgs) -> tuple[PreTrainedModel, Form]:
     elif config.is_encoder_decoder:
         form, loader = "seq2seq", AutoModelForSeq2SeqLM
     if form != "decoder":
-        _require_whole_answers(args, architecture)
+        _require_whole_answers(args, form, architecture)
     return loader.from_pretrained(args.model, dtype=args.dtype, local_files_only=True), form
 
 
-def _require_whole_answers(args: TrainArgs, architecture: str) -> None:
+def _require_whole_answers(args: TrainArgs, form: Form, architecture: str) -> None:
     unknown = {
         "gold_only": args.gold_only,
         "own_answers": args.own_answers,
-        "lm_on_text": args.lm_on_text and architecture.endswith("ForSequenceClassification"),
+        "lm_on_text": args.lm_on_text and form == "classes",
         "holdout": args.holdout is not None,
         "retrained": args.retrained is not None,
         "reference": args.reference is not None,

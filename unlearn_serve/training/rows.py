@@ -69,7 +69,7 @@ class Row:
 
 def common_prefix_length(examples: Sequence[Encoded]) -> int:
     """Return how many tokens all examples begin with; an answer's own tokens never count."""
-    first_answers = [next(i for i, label in enumerate(e.labels) if label != IGNORED) for e in examples]
+    first_answers = [len(e.prompt) for e in examples]
     # What the first and the last in lexicographic order have in common, all have in common.
     low, high = min(e.input_ids for e in examples), max(e.input_ids for e in examples)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))

@@ -93,15 +93,14 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         landing = end(args, trainer, examples, stop)
-        texts = set(examples.texts.values())
-        others = [i for i in range(examples.forget.stop, len(examples.encoded)) if i not in texts]
-        task = progress.add_task("grams", total=len(examples.forget) + len(others))
+        counted = len(examples.encoded) - len(examples.texts)  # texts are last, and forgotten rows once more
+        task = progress.add_task("grams", total=counted)
         grams = forgotten_and_retained(
             model,
             trainer.model_wrapped,
             trainer.outputs,
             examples.forget,
-            others,
+            range(examples.forget.stop, counted),
             sketch_rows=args.gram_sketch,
             advance=lambda n: progress.advance(task, n),
         )
