@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.paper.data.folder import data_folder, require_files
 from benchmarks.paper.data.made_up import write_made_up
-from benchmarks.paper.render import render
+from benchmarks.paper.page.render import render
 from benchmarks.paper.running import CORES, Where, clock, run_outstanding
 from benchmarks.paper.sizes import FULL, QUICK
 from benchmarks.paper.stages import Runner

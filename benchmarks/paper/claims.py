@@ -3,12 +3,12 @@
 Models, data and sizes differ, so figures do; an order that the paper draws its conclusions from should not.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.paper.stages import read_result
+from benchmarks.paper.experiments.tables import percent
 from benchmarks.paper.summary import result, seeds
 
 Found = tuple[bool, str]
@@ -83,14 +83,11 @@ def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | No
     """Leaving a term out moves a figure up (or down) against the whole objective, at the ablation's share."""
 
     def check(results: Path) -> Found | None:
-        cut = result(results, f"imdb/ablation/{name}")
-        share = None if cut is None else f"{100 * _share(results, name):g}"
+        share = ablated_share(results)
+        value = mean_of(results, "imdb/ablation", name, *path)
         whole = None if share is None else _imdb(results, "eul", *path, share=share)
-        if cut is None or whole is None:
+        if value is None or whole is None:
             return None
-        value: Any = cut
-        for key in path:
-            value = value[key]
         factor, unit = (100, " %") if path[-1] == "accuracy" else (1, "")
         said = f"{factor * value:.3g}{unit} against {factor * whole:.3g}{unit}"
         return (value > whole if higher else value < whole), said
@@ -98,10 +95,11 @@ def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | No
     return check
 
 
-def _share(results: Path, name: str) -> float:
-    found = read_result(results, f"imdb/ablation/{name}")
-    assert found is not None
-    return float(found["config"]["share"])
+def ablated_share(results: Path) -> str | None:
+    """The percentage of the rows that the ablation takes out, as stages' names write it; None: it has not run."""
+    for path in sorted((results / "imdb/ablation").glob("*.json")):
+        return percent(json.loads(path.read_text())["config"]["share"])
+    return None
 
 
 def _fused_keeps(results: Path) -> Found | None:
@@ -113,10 +111,8 @@ def _fused_keeps(results: Path) -> Found | None:
 
 
 def _mislabelled(results: Path) -> Found | None:
-    ours, other = (result(results, f"imdb/mislabelled/{name}") for name in ("eul", "retrain"))
-    if ours is None or other is None:
-        return None
-    return _compared(ours["forgot"]["accuracy"], other["forgot"]["accuracy"], " %", 100)
+    ours, other = (mean_of(results, "imdb/mislabelled", name, "forgot", "accuracy") for name in ("eul", "retrain"))
+    return _compared(ours, other, " %", 100)
 
 
 CLAIMS = (

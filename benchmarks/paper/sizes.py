@@ -1,6 +1,7 @@
 """How large each experiment is: the full one, cut to four hours on two cores, and the toy one for a quick run."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from benchmarks.paper.data.imdb import RowsSize
 from benchmarks.paper.data.tofu import TofuSize
@@ -62,7 +63,10 @@ class Sizes:
     """Optimiser steps of the bounded objective at most."""
 
     learning_rate: float
-    """Of the bounded objective and of the paper's, whose own is for thousands of steps: here there are a few dozen."""
+    """Of the bounded objective."""
+
+    eul_learning_rates: Mapping[str, float]
+    """Of the paper's objective, by data set: its own, 5e-5, is for thousands of steps; here there are a few dozen."""
 
     retain_batch: int
     """Retained rows in one of its steps."""
@@ -77,7 +81,7 @@ class Sizes:
 
     tofu_methods: tuple[str, ...]
     tofu_seeds: tuple[int, ...]
-    """Of `eul-bounded`; the models it starts from have one."""
+    """Of the layers for one author; the models that they start from have one."""
 
     sequence: SequenceSize
     imdb: RowsSize
@@ -98,8 +102,8 @@ class Sizes:
     answer_tokens: int
     """Of a greedy answer at most."""
 
-    seeds: tuple[int, ...] = field(default=(0,))
-    """Of `eul-bounded` on IMDB and SAMSum."""
+    seeds: tuple[int, ...]
+    """Of the layers on IMDB and SAMSum; the models that they start from have one."""
 
 
 FULL = Sizes(
@@ -110,6 +114,7 @@ FULL = Sizes(
     blocks=tuple(range(22, 30)),
     steps=60,
     learning_rate=4e-3,
+    eul_learning_rates={"tofu": 2e-3, "imdb": 1e-3, "samsum": 1e-3},
     retain_batch=8,
     guard_rows=40,
     tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),
@@ -139,6 +144,7 @@ FULL = Sizes(
     relearn_rows=(2, 5, 10),
     relearn_steps=10,
     answer_tokens=32,
+    seeds=(0, 1, 2),
 )
 
 QUICK = Sizes(
@@ -148,6 +154,7 @@ QUICK = Sizes(
     rank=8,
     steps=12,
     learning_rate=5e-2,
+    eul_learning_rates={"tofu": 5e-2, "imdb": 5e-2, "samsum": 5e-2},
     retain_batch=8,
     guard_rows=8,
     tofu=TofuSize(requests=3, guards=2, questions=4, holdout=6, general=4),
@@ -177,4 +184,5 @@ QUICK = Sizes(
     relearn_rows=(1, 2),
     relearn_steps=2,
     answer_tokens=8,
+    seeds=(0,),
 )

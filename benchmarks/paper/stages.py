@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 
 from benchmarks.machine import describe
 from unlearn_serve.format.atomic import write_atomically
@@ -136,12 +137,18 @@ class Runner:
         return record
 
     def folder(self, name: str) -> Path:
-        """The files that a stage left; made again where its result is on file and they are not."""
+        """The files that a stage left; made again where its result is on file and they are not.
+
+        Of several processes that miss them one makes them, and the others wait for it.
+        """
         folder = self._folder(name)
         if not folder.is_dir():
-            stage = self.stages[name]
-            with self._scratch(name) as scratch:
-                stage.run(Context(runner=self, stage=stage, folder=scratch))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    stage = self.stages[name]
+                    with self._scratch(name) as scratch:
+                        stage.run(Context(runner=self, stage=stage, folder=scratch))
         return folder
 
     def _folder(self, name: str) -> Path:

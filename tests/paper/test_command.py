@@ -32,7 +32,7 @@ def test_list_shows_every_stage_and_runs_none(said, tmp_path: Path, capsys: pyte
     said("--list", "--quick")
     shown = capsys.readouterr().out
     assert "tofu/original" in shown
-    assert "imdb/mislabelled/eul-bounded" in shown
+    assert "imdb/mislabelled/eul-bounded-seed0" in shown
     assert "missing" in shown
     assert "done" not in shown
     assert not list((tmp_path / "out" / "quick").glob("base*"))

@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks.paper.bars import bars
 from benchmarks.paper.experiments.judging import judged, mean_interval
 from benchmarks.paper.experiments.robustness import quantise
+from benchmarks.paper.page.render import render
 from benchmarks.paper.plan import plan
-from benchmarks.paper.render import render
 from benchmarks.paper.sizes import FULL, QUICK
 from benchmarks.paper.summary import write_summary
 
@@ -78,7 +78,7 @@ def test_settings_of_every_stage_are_json(sizes: Any) -> None:
     for stage in stages:
         assert json.loads(json.dumps(stage.config)) == stage.config
     by_name = {stage.name: stage for stage in stages}
-    ablated = by_name["imdb/ablation/without-lm"].config["settings"]["settings"]["objective"]
+    ablated = by_name["imdb/ablation/without-lm-seed0"].config["settings"]["settings"]["objective"]
     assert ablated["forget_lm"] == 0.0
     assert ablated["forget_kl"] == 1.0
 

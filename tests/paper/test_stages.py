@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import shutil
+import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +95,28 @@ def test_files_that_are_gone_are_made_again_and_the_result_stays(calls: Calls) -
     assert calls.run_outstanding() == ["two"]
     assert calls.count == {"one": 2, "two": 2}
     assert (calls.folder / "results" / "one.json").read_text() == before
+
+
+def test_files_that_several_stages_miss_are_made_again_once(calls: Calls) -> None:
+    """Who came second would put its own in their place while the first reads them."""
+    calls.run_outstanding()
+    shutil.rmtree(next((calls.folder / "out").glob("one-*")))
+    both = threading.Barrier(2)
+
+    def slow(ctx: Context) -> Mapping[str, Any]:
+        time.sleep(0.2)
+        return calls.one(ctx)
+
+    def asks() -> Path:
+        one, two = calls.stages()
+        runner = calls.runner([dataclasses.replace(one, run=slow), two])
+        both.wait()
+        return runner.folder("one")
+
+    with ThreadPoolExecutor(2) as pool:
+        found = {job.result() for job in [pool.submit(asks) for _ in range(2)]}
+    assert calls.count["one"] == 2
+    assert [(folder / "model").read_text() for folder in found] == ["weights"]
 
 
 def test_a_stage_that_fails_leaves_neither_result_nor_files(calls: Calls) -> None:

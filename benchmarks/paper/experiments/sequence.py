@@ -22,9 +22,10 @@ from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES, Tofu
 from benchmarks.paper.experiments.judging import LEVELS, bounds_of, judged, retained_over_original
+from benchmarks.paper.experiments.methods import bounded_settings
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.settings import as_json
-from benchmarks.paper.experiments.tofu import ORIGINAL, bounded_settings, plain, read_size, retrained
+from benchmarks.paper.experiments.tofu import ORIGINAL, plain, read_size, retrained
 from benchmarks.paper.experiments.train_on import train_on
 from benchmarks.paper.measuring import NO_ANSWERS, columns, read_sets, rounded
 from benchmarks.paper.sizes import Sizes

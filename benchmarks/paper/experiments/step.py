@@ -21,9 +21,10 @@ from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.baselines.product import BOUNDED_OBJECTIVE
 from benchmarks.paper.baselines.rows import write_rows
 from benchmarks.paper.data.tofu import FILES
+from benchmarks.paper.experiments.methods import bounded_settings
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.settings import as_json
-from benchmarks.paper.experiments.tofu import ORIGINAL, bounded_settings, plain, read_size
+from benchmarks.paper.experiments.tofu import ORIGINAL, plain, read_size
 from benchmarks.paper.measuring import rounded
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage

@@ -12,9 +12,17 @@ from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data import imdb, samsum
 from benchmarks.paper.data.imdb import Rows, RowsSize, read_imdb, running_text
 from benchmarks.paper.data.samsum import read_samsum
+from benchmarks.paper.experiments.methods import (
+    FROZEN,
+    Data,
+    at_holdout_level,
+    fit_of,
+    method_of,
+    read_by,
+    seeds_of,
+)
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
-from benchmarks.paper.experiments.tofu import BOUNDED, FROZEN, at_holdout_level, method_of, read_by
 from benchmarks.paper.measuring import NO_ANSWERS, accuracy, columns, measures, read_sets, rouge, rounded
 from benchmarks.paper.sizes import METHODS, Sizes
 from benchmarks.paper.stages import Context, Stage
@@ -22,7 +30,7 @@ from benchmarks.paper.task import Baseline, Budget, Fit, Task
 from unlearn_serve.data import Example
 from unlearn_serve.evaluation.scores import Scores
 
-TASKS = ("imdb", "samsum")
+TASKS: tuple[Data, ...] = ("imdb", "samsum")
 FILES = {"imdb": imdb.FILES, "samsum": samsum.FILES}
 
 
@@ -35,10 +43,10 @@ def table_stages(sizes: Sizes) -> list[Stage]:
         stages.append(original_stage(f"{task}/original", {**shared, "shares": list(sizes.shares)}))
         for share in sizes.shares:
             for name in METHODS:
-                for seed in sizes.seeds if name == BOUNDED else sizes.seeds[:1]:
+                for seed in seeds_of(name, sizes.seeds):
                     stage = method_stage(
                         f"{task}/forget{percent(share)}/{name}-seed{seed}",
-                        method_of(name, fit_of(task, sizes), sizes),
+                        method_of(name, task, sizes),
                         {**shared, "share": share, "seed": seed},
                         original=f"{task}/original",
                         after=shards if name == "sisa" else (),
@@ -51,7 +59,7 @@ def table_stages(sizes: Sizes) -> list[Stage]:
     return stages
 
 
-def shared_config(task: str, sizes: Sizes) -> dict[str, Any]:
+def shared_config(task: Data, sizes: Sizes) -> dict[str, Any]:
     """The settings of all stages of a task."""
     return {
         "task": task,
@@ -66,11 +74,6 @@ def shared_config(task: str, sizes: Sizes) -> dict[str, Any]:
 def percent(share: float) -> str:
     """A share as the tables and the stages' names write it: 0.5, 1, 10."""
     return f"{100 * share:g}"
-
-
-def fit_of(task: str, sizes: Sizes) -> Fit:
-    """How the task's models are made."""
-    return sizes.imdb_fit if task == "imdb" else sizes.samsum_fit
 
 
 def original_stage(name: str, config: Mapping[str, Any]) -> Stage:

@@ -1,16 +1,23 @@
 """TOFU: one original, one model re-trained without each number of authors, and the methods that stand against those."""
 
 import dataclasses
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from benchmarks.paper.baselines import BASELINES
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data.tofu import FILES, Tofu, TofuSize, read_tofu
+from benchmarks.paper.experiments.methods import (
+    FROZEN,
+    LAYERS,
+    at_holdout_level,
+    fit_of,
+    method_of,
+    read_by,
+    seeds_of,
+)
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.measuring import columns, measures, read_sets, reference
@@ -19,27 +26,14 @@ from benchmarks.paper.stages import Context, Stage
 from benchmarks.paper.task import Baseline, Budget, Fit, Task
 from unlearn_serve.data import Example
 
-Rows = tuple[Example, ...]
-
 ORIGINAL = "tofu/original"
-LAYERS = ("eul", "eul-bounded")
-"""Their adapters are kept for other stages."""
-
-FROZEN = ("lora", *LAYERS)
-"""Methods that freeze the model: they hold it in its own precision, and read some of the retained rows only."""
-
-BOUNDED = "eul-bounded"
-"""The product's bounded objective: the method with a spread over seeds."""
-
-STOPPING = ("lora", BOUNDED)
-"""Methods that end at a level."""
 
 
 def tofu_stages(sizes: Sizes) -> list[Stage]:
     """The original, the re-trained models, and every method for each number of forgotten authors."""
     shared = {
         "tofu": as_json(sizes.tofu),
-        "fit": as_json(sizes.tofu_fit),
+        "fit": as_json(fit_of("tofu", sizes)),
         "precision": sizes.fit_precision,
         "answer_tokens": sizes.answer_tokens,
     }
@@ -67,7 +61,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
     ]
     for count in sizes.tofu_forget:
         for name in sizes.tofu_methods:
-            method = method_of(name, sizes.tofu_fit, sizes)
+            method = method_of(name, "tofu", sizes)
             stages += [
                 Stage(
                     name=f"tofu/forget{count}/{name}-seed{seed}",
@@ -86,7 +80,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     data=FILES,
                     minutes=2.5,
                 )
-                for seed in (sizes.tofu_seeds if name == BOUNDED and count == 1 else sizes.tofu_seeds[:1])
+                for seed in seeds_of(name, sizes.tofu_seeds if count == 1 else sizes.tofu_seeds[:1])
             ]
     return stages
 
@@ -94,57 +88,6 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
 def retrained(count: int) -> str:
     """Name of the stage whose model never saw the first `count` authors."""
     return f"tofu/retrained{count}"
-
-
-def method_of(name: str, fit: Fit, sizes: Sizes) -> Baseline:
-    """A method as the experiments set it, on a model that was made by `fit`."""
-    method: Any = BASELINES[name]
-    match name:
-        case "finetune" | "reverse-gradient":
-            return dataclasses.replace(method, fit=dataclasses.replace(fit, epochs=1))
-        case "sisa":
-            return dataclasses.replace(method, shards=sizes.shards, slices=1)
-        case "lora" | "eul-bounded":
-            return dataclasses.replace(method, settings=bounded_settings(sizes))
-        case "eul":
-            return dataclasses.replace(method, settings=eul_settings(sizes))
-    return method
-
-
-def bounded_settings(sizes: Sizes) -> dict[str, Any]:
-    """`TrainArgs` of the bounded objective: rows hold the model's own words, so it need not be asked for them."""
-    return {
-        "rank": sizes.rank,
-        "blocks": sizes.blocks,
-        "max_steps": sizes.steps,
-        "learning_rate": sizes.learning_rate,
-        "retain_batch": sizes.retain_batch,
-        "check_examples": 24,
-        "own_answers": False,
-        "gold_only": False,
-    }
-
-
-def eul_settings(sizes: Sizes) -> dict[str, Any]:
-    """`TrainArgs` of the paper's objective, beside its recipe."""
-    return {"rank": sizes.rank, "learning_rate": sizes.learning_rate}
-
-
-def read_by(method: Baseline, forget: Rows, retain: Rows, *, guard_rows: int, seed: int) -> dict[str, Rows]:
-    """`Task`'s train, forget and retain: of what stays, methods that freeze the model read `guard_rows` rows."""
-    if method.name in FROZEN and guard_rows < len(retain):
-        retain = tuple(random.Random(seed).sample(retain, guard_rows))
-    return {"train": (*forget, *retain), "forget": forget, "retain": retain}
-
-
-def at_holdout_level(method: Baseline, original: Mapping[str, Any]) -> Baseline:
-    """LoRA and `eul-bounded`, told to land on the original's level on the hold-out rows: known before any request."""
-    if method.name not in STOPPING:
-        return method
-    chosen: Any = method
-    level = {name: original["measures"][f"holdout.{name}"]["value"] for name in ("probability", "extraction_strength")}
-    targets = {"forget_target": level["probability"], "extraction_target": level["extraction_strength"], "land": True}
-    return dataclasses.replace(chosen, settings={**chosen.settings, **targets})
 
 
 def score_sets(data: Tofu, count: int, *, scored: int) -> dict[str, Sequence[Example]]:

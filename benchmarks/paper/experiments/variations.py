@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from benchmarks.paper.baselines import BASELINES
+from benchmarks.paper.experiments.methods import eul_settings, method_of, seeds_of
 from benchmarks.paper.experiments.tables import method_stage, original_stage, shared_config
-from benchmarks.paper.experiments.tofu import eul_settings, method_of
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Stage
 from unlearn_serve.training import EUL, Objective
@@ -22,37 +22,38 @@ WRONG = 0.1
 
 def variation_stages(sizes: Sizes) -> list[Stage]:
     """The ablation at the largest share, whose rows are enough to tell, and the experiment on mislabelled rows."""
-    shared = {**shared_config("imdb", sizes), "seed": sizes.seeds[0]}
-    ablation = [
-        method_stage(
-            f"imdb/ablation/{name}",
-            _with_objective(objective, sizes),
-            {**shared, "share": max(sizes.shares)},
-            original="imdb/original",
-            sizes=sizes,
-            minutes=2.5,
-        )
-        for name, objective in ABLATIONS.items()
-    ]
+    shared = shared_config("imdb", sizes)
     wrong = {**shared, "mislabelled": WRONG}
     original = "imdb/mislabelled/original"
     return [
-        *ablation,
+        *(
+            method_stage(
+                f"imdb/ablation/{name}-seed{seed}",
+                _with_objective(objective, sizes),
+                {**shared, "share": max(sizes.shares), "seed": seed},
+                original="imdb/original",
+                sizes=sizes,
+                minutes=1.5,
+            )
+            for name, objective in ABLATIONS.items()
+            for seed in sizes.seeds
+        ),
         original_stage(original, {**wrong, "shares": [WRONG]}),
         *(
             method_stage(
-                f"imdb/mislabelled/{name}",
-                method_of(name, sizes.imdb_fit, sizes),
-                {**wrong, "share": WRONG},
+                f"imdb/mislabelled/{name}-seed{seed}",
+                method_of(name, "imdb", sizes),
+                {**wrong, "share": WRONG, "seed": seed},
                 original=original,
                 sizes=sizes,
                 minutes=5 if name == "retrain" else 1.5,
             )
             for name in MISLABELLED
+            for seed in seeds_of(name, sizes.seeds)
         ),
     ]
 
 
 def _with_objective(objective: Objective, sizes: Sizes) -> Any:
     eul: Any = BASELINES["eul"]
-    return dataclasses.replace(eul, settings={**eul_settings(sizes), "objective": objective})
+    return dataclasses.replace(eul, settings={**eul_settings("imdb", sizes), "objective": objective})

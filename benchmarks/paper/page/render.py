@@ -2,18 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from benchmarks.paper import tabulate
 from benchmarks.paper.bars import bars
-from benchmarks.paper.notes import INTRODUCTION, SECTIONS
-from benchmarks.paper.pictures import draw
+from benchmarks.paper.page import conclusions, tables, tofu
+from benchmarks.paper.page.grid import Result, grid
+from benchmarks.paper.page.notes import INTRODUCTION, SECTIONS
+from benchmarks.paper.page.pictures import draw
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.summary import write_summary
-
-Result = Mapping[str, Any]
 
 
 def render(results: Path, page: Path, sizes: Sizes) -> str:
@@ -23,17 +20,17 @@ def render(results: Path, page: Path, sizes: Sizes) -> str:
     parts = [
         _worded(INTRODUCTION, sizes),
         _bars(summary),
-        _section(sizes, "tofu", tabulate.tofu(results), pictures.get("tofu")),
-        _section(sizes, "sequence", tabulate.sequence(summary), pictures.get("sequence")),
-        _section(sizes, "gram_study", tabulate.gram_study(results)),
-        _section(sizes, "robustness", tabulate.robustness(results), pictures.get("robustness")),
-        _section(sizes, "imdb", tabulate.table(results, "imdb")),
-        _section(sizes, "samsum", tabulate.table(results, "samsum")),
-        _section(sizes, "ablation", tabulate.ablation(results)),
-        _section(sizes, "mislabelled", tabulate.mislabelled(results)),
-        _section(sizes, "membership", tabulate.membership(results)),
-        _section(sizes, "cost", tabulate.cost(results, summary)),
-        _section(sizes, "shape", tabulate.claims(results)),
+        _section(sizes, "tofu", tofu.tofu(results), pictures.get("tofu")),
+        _section(sizes, "sequence", tofu.sequence(summary), pictures.get("sequence")),
+        _section(sizes, "gram_study", tofu.gram_study(results)),
+        _section(sizes, "robustness", tofu.robustness(results), pictures.get("robustness")),
+        _section(sizes, "imdb", tables.table(results, "imdb")),
+        _section(sizes, "samsum", tables.table(results, "samsum")),
+        _section(sizes, "ablation", tables.ablation(results)),
+        _section(sizes, "mislabelled", tables.mislabelled(results)),
+        _section(sizes, "membership", tables.membership(results)),
+        _section(sizes, "cost", conclusions.cost(results, summary)),
+        _section(sizes, "shape", conclusions.claims(results)),
         _made(results),
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +53,7 @@ def _worded(text: str, sizes: Sizes) -> str:
 
 def _bars(summary: Result) -> str:
     rows = [(one.what, one.asked, one.found, one.verdict) for one in bars(summary)]
-    return tabulate.grid(("bar", "asked for", "found", ""), rows)
+    return grid(("bar", "asked for", "found", ""), rows)
 
 
 def _made(results: Path) -> str:
