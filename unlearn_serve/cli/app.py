@@ -5,7 +5,7 @@ import sys
 import typer
 
 from unlearn_serve import __version__
-from unlearn_serve.cli import audit, learning, serving, status, store, trust
+from unlearn_serve.cli import audit, evaluate, fuse, serving, status, store, train, trust
 from unlearn_serve.cli.console import stderr
 from unlearn_serve.errors import UnlearnServeError
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (learning, store, trust, audit, serving, status):
+for module in (train, evaluate, fuse, store, trust, audit, serving, status):
     module.add_commands(app)
 
 
