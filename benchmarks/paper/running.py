@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.paper.plan import plan
 from benchmarks.paper.sizes import FULL, QUICK
 from benchmarks.paper.stages import Runner
+from unlearn_serve.bf16 import fast_bf16
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -174,6 +175,7 @@ def _end_with_parent() -> None:
 
 def _run(name: str) -> float:
     try:
-        return float(_runner.run(name)["seconds"])
+        with fast_bf16():
+            return float(_runner.run(name)["seconds"])
     except Exception as problem:  # whatever it was, as text: not every exception can be sent to another process
         raise RuntimeError("".join(traceback.format_exception(problem))) from None
