@@ -1,11 +1,13 @@
 """Products of bfloat16 in float32: rounded once, the same forwards and backwards, and nothing else is touched."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn_serve.bf16 import PRODUCTS, ProductsInFloat32, fast_bf16
 
@@ -56,6 +58,26 @@ def test_gradients_of_a_network_are_those_of_float32() -> None:
     assert len(found) == 4
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
+
+
+@pytest.mark.parametrize("graph", [torch.no_grad, torch.inference_mode])
+def test_no_product_of_bfloat16_is_left_to_torch(graph: Callable[[], Any]) -> None:
+    """Whichever way a module is run: under inference_mode, whole maps and attention arrive."""
+    seen = []
+
+    class Below(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append((func, getattr(args[0], "dtype", None)))
+            return func(*args, **(kwargs or {}))
+
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).bfloat16()
+    with Below(), ProductsInFloat32(), graph():  # type: ignore[no-untyped-call]  # torch's own __init__
+        q = drawn(1, 2, 5, 8)
+        F.scaled_dot_product_attention(q, q, q)
+        layer(drawn(1, 5, 16)) @ drawn(16, 3)
+    products = [(func, dtype) for func, dtype in seen if func in PRODUCTS]
+    assert len(products) >= 5
+    assert [func for func, dtype in products if dtype is torch.bfloat16] == []
 
 
 def test_float32_and_other_ops_are_left_alone() -> None:

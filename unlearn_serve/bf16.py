@@ -17,6 +17,9 @@ PRODUCTS = frozenset(
         _aten.addmm.default,
         _aten.bmm.default,
         _aten.baddbmm.default,
+        _aten.linear.default,  # under torch.inference_mode these three arrive whole, not as what they are made of
+        _aten.matmul.default,
+        _aten.scaled_dot_product_attention.default,
         _ATTENTION,
         _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from unlearn_serve.bf16 import fast_bf16
 from unlearn_serve.errors import UnsupportedModel
 from unlearn_serve.evaluation import kv
 from unlearn_serve.evaluation.readings import Probe, Reading, Tokens
@@ -52,6 +53,7 @@ class Checkpoint:
         self._batch_size = batch_size
         self._stops = _stops(model, tokenizer)
 
+    @fast_bf16()
     @torch.inference_mode()
     def read(
         self, probes: Sequence[Probe], *, max_new_tokens: int, advance: Callable[[int], None] = lambda _: None

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from unlearn_serve.bf16 import fast_bf16
 from unlearn_serve.data import read_examples
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.format import MANIFEST_NAME, fingerprint_base_model, write_manifest
@@ -41,6 +42,7 @@ from unlearn_serve.training.record import build_manifest
 CHECKPOINTS_NAME = "checkpoints"
 
 
+@fast_bf16()
 def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train an adapter and return its directory, `args.out`.
 
