@@ -62,8 +62,8 @@ def _lm_rises(results: Path) -> Found | None:
 
 
 def _faster(results: Path) -> Found | None:
-    spent = ("accounting", "seconds")
-    return _compared(_imdb(results, "eul", *spent), _imdb(results, "retrain", *spent), " s")
+    ours, other = (mean_of(results, "imdb/mislabelled", name, "accounting", "seconds") for name in ("eul", "retrain"))
+    return _compared(ours, other, " s")
 
 
 def _finetuning_remembers(results: Path) -> Found | None:
@@ -134,7 +134,12 @@ CLAIMS = (
         "1.56 against 2.01",
         _lm_rises,
     ),
-    Claim("faster", "EUL takes less time than re-training (IMDB, 10 %)", "1828 s against 6026 s", _faster),
+    Claim(
+        "faster",
+        "EUL takes less time than re-training (IMDB, 10 %; ours: the mislabelled rows, both made on one machine)",
+        "1828 s against 6026 s",
+        _faster,
+    ),
     Claim(
         "finetune",
         "fine-tuning on the rest forgets less than re-training (IMDB, 10 %)",

@@ -58,7 +58,7 @@ def test_the_lm_loss_reads_whole_rows_or_answers(toy: Path, tmp_path: Path, on_t
 
 
 def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
-    out = train(arguments(toy, tmp_path / "out", deletion_ids=("b", "a")))
+    out = train(arguments(toy, tmp_path / "out", deletion_ids=("b", "a"), forget_target=0.05))
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -98,7 +98,13 @@ def test_what_a_run_writes(toy: Path, tmp_path: Path) -> None:
 def test_idk_teaches_the_refusal(toy: Path, tmp_path: Path) -> None:
     """In all blocks: what the answer is about is not known in this model's upper half before the name itself."""
     settings = RECIPES["idk"].settings
-    options = {"objective": replace(IDK, retain_kl=2.0), "refusal": "No.", "depth": (0.0, 1.0), "max_steps": 120}
+    options = {
+        "objective": replace(IDK, retain_kl=2.0),
+        "refusal": "No.",
+        "depth": (0.0, 1.0),
+        "rank": 32,
+        "max_steps": 160,
+    }
     out = train(arguments(toy, tmp_path / "out", **settings, **options))
     model = load_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), out)
     tokenizer = AutoTokenizer.from_pretrained(toy / "model")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn_serve.bf16 import fast_bf16
 from unlearn_serve.demo.bank import MAX_TOKENS, Bank, Question
 
 
@@ -75,7 +76,7 @@ class Model:
             gaps.append(best[:, 0] - best[:, 1])
             return scores
 
-        with torch.inference_mode():
+        with fast_bf16(), torch.inference_mode():
             batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
             output = self.model.generate(
                 **batch,

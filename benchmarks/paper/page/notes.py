@@ -20,8 +20,10 @@ then some authors are to go. The re-trained model, which never saw those, is the
 should be as likely as there, neither more (not forgotten) nor less (it shows that something was deleted).
 `EUL-bounded` forgets a token at a time (`tnpo`) and lands on the level of {s.tofu.holdout} answers about other
 authors, whom no model saw; it knows nothing of the re-trained model. LoRA lands there too. EUL is the paper's
-objective, which has no point to stop at; its learning rate is that of `EUL-bounded`, {s.learning_rate:g}, for here it
-takes dozens of steps and not thousands at 5e-5. These three read {s.guard_rows} of the retained rows, all others all of
+objective, which has no point to stop at: its learning rate alone decides how much it forgets. The paper's 5e-5 is for
+thousands of steps, here there are dozens, so each data set has a rate of its own ({s.eul_learning_rates[tofu]:g} here,
+{s.eul_learning_rates[imdb]:g} on IMDB, {s.eul_learning_rates[samsum]:g} on SAMSum), chosen on these very rows between
+forgetting nothing and destroying the model. These three read {s.guard_rows} of the retained rows, all others all of
 them; fine-tune and reverse gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high
 and privacy leak 0 where a method matches the re-trained model.
 """,
