@@ -114,7 +114,7 @@ FULL = Sizes(
     blocks=tuple(range(22, 30)),
     steps=60,
     learning_rate=4e-3,
-    eul_learning_rates={"tofu": 2e-3, "imdb": 9.25e-4, "samsum": 1e-3},
+    eul_learning_rates={"tofu": 2e-3, "imdb": 9.25e-4, "samsum": 1.5e-3},
     retain_batch=8,
     guard_rows=40,
     tofu=TofuSize(requests=20, guards=6, questions=8, holdout=48, general=30),

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.paper.bars import bars
 from benchmarks.paper.page import conclusions, tables, tofu
@@ -60,13 +62,20 @@ def _made(results: Path) -> str:
     records = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json")) if path.name != "summary.json"]
     if not records:
         return ""
-    machines = sorted({f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in records})
+    machines = sorted({_machine(one["machine"]) for one in records})
     versions = records[-1]["versions"]
     total = sum(one["seconds"] for one in records)
     return (
         "## How it was made\n\n"
         f"`make paper`: {len(records)} stages of {total / 60:.0f} minutes in all, one on each core, on "
-        f"{'; '.join(machines)}; "
+        f"{', and on '.join(machines)}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Each file of "
         "`benchmarks/results/paper/` names its settings, machine, commit and time."
     )
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    """What it is called; and of CPUs without AVX-512, for which one name stands too, that they are: they are slower."""
+    instructions = found.get("instructions")
+    slow = instructions is not None and "avx512f" not in instructions
+    return f"{found['cpu']}{' without AVX-512' if slow else ''}"
