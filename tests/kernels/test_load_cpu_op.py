@@ -8,6 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+needs_avx512 = pytest.mark.skipif(
+    "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="without AVX-512 no build is tried"
+)
 
 LOAD = """
 import torch, unlearn_kernels
@@ -51,6 +56,7 @@ def stand_in(tmp_path: Path) -> str:
     return f"from pathlib import Path\nfrom unlearn_kernels import cpu_op\ncpu_op.SOURCES = Path({str(sources)!r})\n"
 
 
+@needs_avx512
 def test_without_a_compiler(tmp_path: Path) -> None:
     got = answer(start(tmp_path, CXX="no-such-compiler"))
     assert got == (
@@ -59,6 +65,7 @@ def test_without_a_compiler(tmp_path: Path) -> None:
     assert "c++ is not on PATH" in answer(start(tmp_path, PATH=""))
 
 
+@needs_avx512
 def test_when_compilation_fails(tmp_path: Path, stand_in: str) -> None:
     (tmp_path / "sources" / "op.cpp").write_text("this is no C++\n")
     got = answer(start(tmp_path / "cache", before=stand_in))
@@ -73,6 +80,7 @@ def test_without_the_instructions(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@needs_avx512
 def test_without_a_writable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "False|plain torch: the C++ op could not be built: " in answer(start(tmp_path / "file"))
