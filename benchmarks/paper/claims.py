@@ -74,9 +74,8 @@ def _finetuning_remembers(results: Path) -> Found | None:
 
 def _summaries(results: Path) -> Found | None:
     path = ("forgot", "rougeL")
-    return _compared(
-        mean_of(results, "samsum/forget10", "eul", *path), mean_of(results, "samsum/forget10", "retrain", *path)
-    )
+    ours, other = (mean_of(results, "samsum/forget10", name, *path) for name in ("eul", "retrain"))
+    return _compared(ours, other, factor=100)
 
 
 def _without(name: str, *path: str, higher: bool) -> Callable[[Path], Found | None]:
