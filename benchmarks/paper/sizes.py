@@ -97,7 +97,12 @@ class Sizes:
     step_rounds: tuple[int, int]
     """Rounds that time a training step, and timed steps in each."""
 
+    robustness_forget: int
+    """Authors whose request is attacked; one of `tofu_forget`."""
+
     relearn_rows: tuple[int, ...]
+    """At most half of the rows of those authors."""
+
     relearn_steps: int
     answer_tokens: int
     """Of a greedy answer at most."""
@@ -141,7 +146,8 @@ FULL = Sizes(
     shares=(0.005, 0.01, 0.1),
     shards=4,
     step_rounds=(3, 6),
-    relearn_rows=(2, 5, 10),
+    robustness_forget=2,
+    relearn_rows=(2, 4, 8),
     relearn_steps=10,
     answer_tokens=32,
     seeds=(0,),
@@ -181,6 +187,7 @@ QUICK = Sizes(
     shares=(0.05, 0.1),
     shards=2,
     step_rounds=(1, 2),
+    robustness_forget=2,
     relearn_rows=(1, 2),
     relearn_steps=2,
     answer_tokens=8,

@@ -26,8 +26,8 @@ SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability
 
 
 def robustness_stages(sizes: Sizes) -> list[Stage]:
-    """Three attacks on the largest request of the tables: on the original, the re-trained model and the layers."""
-    count = max(sizes.tofu_forget)
+    """Three attacks on one request of the tables: on the original, the re-trained model and the layers."""
+    count = sizes.robustness_forget
     layers = {name: f"tofu/forget{count}/{name}-seed{sizes.tofu_seeds[0]}" for name in ("eul", "eul-bounded")}
     shared = {
         "tofu": as_json(sizes.tofu),

@@ -27,9 +27,10 @@ authors, whom no model saw; it knows nothing of the re-trained model. LoRA lands
 objective, which has no point to stop at: its learning rate alone decides how much it forgets. The paper's 5e-5 is for
 thousands of steps, here there are dozens, so each data set has a rate of its own ({s.eul_learning_rates[tofu]:g} here,
 {s.eul_learning_rates[imdb]:g} on IMDB, {s.eul_learning_rates[samsum]:g} on SAMSum), chosen on these very rows between
-forgetting nothing and destroying the model. These three read {s.guard_rows} of the retained rows, all others all of
-them; fine-tune and reverse gradient take one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high
-and privacy leak 0 where a method matches the re-trained model.
+forgetting nothing and destroying the model; with four authors it takes more steps, and they do destroy it. LoRA, EUL
+and `EUL-bounded` read {s.guard_rows} of the retained rows, all others all of them; fine-tune and reverse gradient take
+one epoch. Measures: [evaluation.md](evaluation.md). Forget quality is high and privacy leak 0 where a method matches
+the re-trained model.
 """,
     ),
     "sequence": (
@@ -55,10 +56,10 @@ retained row counts, how much of a Gram's off-diagonal is kept, the ridge, the s
     "robustness": (
         "Does it stay forgotten",
         """
-Probability and extraction strength of what was forgotten / probability of the guards, after {most} authors. Rephrased:
-TOFU's own paraphrases, which no training saw. Quantised: the base's linear maps rounded to int8 and int4 (symmetric, to
-nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too, trained for
-{s.relearn_steps} steps on so many of the forgotten rows, then asked about the others.
+Probability and extraction strength of what was forgotten / probability of the guards, after {s.robustness_forget}
+authors. Rephrased: TOFU's own paraphrases, which no training saw. Quantised: the base's linear maps rounded to int8 and
+int4 (symmetric, to nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too,
+trained for {s.relearn_steps} steps on so many of the forgotten rows, then asked about the others.
 """,
     ),
     "imdb": (

@@ -50,7 +50,7 @@ def _section(sizes: Sizes, name: str, body: str, picture: str | None = None) -> 
 
 def _worded(text: str, sizes: Sizes) -> str:
     authors = sizes.tofu.requests + sizes.tofu.guards
-    return text.strip().format(s=sizes, authors=authors, most=max(sizes.tofu_forget))
+    return text.strip().format(s=sizes, authors=authors)
 
 
 def _bars(summary: Result) -> str:
