@@ -81,7 +81,7 @@ class Sizes:
 
     tofu_methods: tuple[str, ...]
     tofu_seeds: tuple[int, ...]
-    """Of the layers for one author; the models that they start from have one."""
+    """Of `eul-bounded` for one author; the models that it starts from have one."""
 
     sequence: SequenceSize
     imdb: RowsSize
@@ -108,7 +108,7 @@ class Sizes:
     """Of a greedy answer at most."""
 
     seeds: tuple[int, ...]
-    """Of the layers on IMDB and SAMSum; the models that they start from have one."""
+    """Of `eul-bounded` on IMDB and SAMSum; the models that it starts from have one."""
 
 
 FULL = Sizes(

@@ -14,12 +14,15 @@ Rows = tuple[Example, ...]
 Data = Literal["tofu", "imdb", "samsum"]
 
 LAYERS = ("eul", "eul-bounded")
-"""The product's methods: they have a spread over seeds, and their adapters are kept for other stages."""
+"""The product's methods: their adapters are kept for other stages."""
 
 FROZEN = ("lora", *LAYERS)
 """Methods that freeze the model: they hold it in its own precision, and read some of the retained rows only."""
 
-STOPPING = ("lora", "eul-bounded")
+BOUNDED = "eul-bounded"
+"""The product's bounded objective: the method with a spread over seeds."""
+
+STOPPING = ("lora", BOUNDED)
 """Methods that end at a level."""
 
 
@@ -45,7 +48,7 @@ def method_of(name: str, data: Data, sizes: Sizes) -> Baseline:
 
 def seeds_of(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """The seeds that a method is run with: the first alone where it has no spread."""
-    return seeds if name in LAYERS else seeds[:1]
+    return seeds if name == BOUNDED else seeds[:1]
 
 
 def bounded_settings(sizes: Sizes) -> dict[str, Any]:
