@@ -58,8 +58,8 @@ def main() -> None:
         "model": manifest.base_model.name,
         "hidden size": d,
         "sites": len(manifest.adapter.sites),
-        "objectives": [
-            [k for k, v in m.provenance.objective.items() if k.startswith("forget_") and v] for m, _ in read
+        "adapters": [
+            {"deletion ids": m.deletion_ids, "forgotten rows": m.provenance.data["forget"].rows} for m, _ in read
         ],
         **describe(),
         "rows": table,
