@@ -116,7 +116,7 @@ NOTES = {
     "leaving the 16 dialogues out",
     "fused-keeps": "RegMean's parameters were chosen to forget: it forgot all three requests, the layer trained on one "
     "of them; RegMean as published keeps more than that layer and forgets none",
-    "mislabelled": "re-training learns the right labels from the other rows; EUL takes a wrong one back, at its rate as "
-    "far as a coin toss, and learns nothing in its place",
+    "mislabelled": "re-training learns the right labels from the other rows; EUL takes a wrong one back, at its rate "
+    "as far as a coin toss, and learns nothing in its place",
 }
 """By claim (`claims.CLAIMS`), why ours does not agree; written after the results were read."""
