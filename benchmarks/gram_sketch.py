@@ -28,12 +28,13 @@ ROWS = (16, 32, 64, 128, 256)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapters", nargs="+", type=Path)
-    read = [read_adapter_dir(path) for path in parser.parse_args().adapters]
+    paths = parser.parse_args().adapters
+    read = [read_adapter_dir(path) for path in paths]
     manifest = read[0][0]
     d = manifest.base_model.hidden_size
     grams = [
         GramFile(path / GRAMS_NAME, one.adapter.sites, rank=one.adapter.rank, hidden_size=d)
-        for path, (one, _) in zip(parser.parse_args().adapters, read, strict=True)
+        for path, (one, _) in zip(paths, read, strict=True)
     ]
     errors: dict[int, dict[str, list[float]]] = {rows: {"weights": [], "inputs": []} for rows in ROWS if rows < d}
     for block in sorted(manifest.adapter.sites):

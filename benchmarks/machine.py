@@ -15,6 +15,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "VL
 """Variables that servers inherit from the caller, if set: they change every figure, so they are part of each line."""
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Those that decide how fast matrix products are, as Linux names them; one name of a CPU stands for several kinds."""
 
 
 def describe() -> dict[str, Any]:
@@ -22,8 +23,8 @@ def describe() -> dict[str, Any]:
     versions = {name: found for name in PACKAGES if (found := _version(name))}
     return {
         "machine": {
-            "cpu": _cpu_model(),
-            "instructions": _instructions(),
+            "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+            "instructions": [name for name in INSTRUCTIONS if name in _cpuinfo("flags").split()],
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "threads": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
@@ -34,19 +35,12 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; empty where it says nothing."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
+        if line.startswith(field):
             return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _instructions() -> list[str]:
-    """Those that decide how fast matrix products are, as Linux names them; one name of a CPU hides several kinds."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return [name for name in INSTRUCTIONS if name in line.split()]
-    return []
+    return ""
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""bfloat16 on x86 CPUs without instructions for it, where torch multiplies it ten times as slowly as float32."""
+"""bfloat16 on x86 CPUs without instructions for it, where torch multiplies it many times as slowly as float32."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -13,19 +13,22 @@ from unlearn_serve.training.answers import own_answers
 FAST = {"rank": 8, "learning_rate": 1e-2, "forget_batch": 3, "retain_batch": 4, "max_steps": 60}
 
 
-def arguments(toy: Path, out: Path, **options: object) -> TrainArgs:
+def on_files(folder: Path, out: Path, **options: object) -> TrainArgs:
+    """A run on the model and the data sets in `folder`."""
     return TrainArgs(
         **{
-            "model": toy / "model",
-            "forget": toy / "forget.jsonl",
-            "retain": toy / "retain.jsonl",
+            "model": folder / "model",
+            "forget": folder / "forget.jsonl",
+            "retain": folder / "retain.jsonl",
             "out": out,
             "deletion_ids": ("case-17",),
-            "command": ("unlearn-serve", "train"),
-            **FAST,
             **options,
         }
     )
+
+
+def arguments(toy: Path, out: Path, **options: object) -> TrainArgs:
+    return on_files(toy, out, **{"command": ("unlearn-serve", "train"), **FAST, **options})
 
 
 def answers(toy: Path, name: str, adapter: Path | None) -> list[bool]:

@@ -15,6 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.training.runs import on_files
 from tests.training.toy import toy_model, toy_tokenizer
 from unlearn_serve.data import Encoded, encode, read_examples
 from unlearn_serve.errors import DataError, ManifestError, TrainingError
@@ -96,13 +97,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(folder: Path, out: Path, **options: object) -> TrainArgs:
-    return TrainArgs(
+    return on_files(
+        folder,
+        out,
         **{
-            "model": folder / "model",
-            "forget": folder / "forget.jsonl",
-            "retain": folder / "retain.jsonl",
-            "out": out,
-            "deletion_ids": ("case-17",),
             "rank": 8,
             "learning_rate": 1e-2,
             "forget_target": 0.2,
@@ -112,7 +110,7 @@ def arguments(folder: Path, out: Path, **options: object) -> TrainArgs:
             "max_steps": 80,
             "depth": (0.0, 1.0),  # these know which of the answers to give before the upper half
             **options,
-        }
+        },
     )
 
 

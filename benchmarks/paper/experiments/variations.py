@@ -36,7 +36,7 @@ def variation_stages(sizes: Sizes) -> list[Stage]:
                 minutes=1.5,
             )
             for name, objective in ABLATIONS.items()
-            for seed in sizes.seeds[:1]
+            for seed in seeds_of("eul", sizes.seeds)
         ),
         original_stage(original, {**wrong, "shares": [WRONG]}),
         *(

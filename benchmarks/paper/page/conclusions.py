@@ -1,26 +1,28 @@
 """What it costs, and whether the shape agrees: tables out of the result files alone."""
 
-import json
 from pathlib import Path
 
 from benchmarks.paper.claims import CLAIMS
 from benchmarks.paper.page import published
 from benchmarks.paper.page.grid import Result, grid
 from benchmarks.paper.page.notes import NOTES
+from benchmarks.paper.stages import read_result
 from benchmarks.paper.summary import result
 
 
 def cost(results: Path, summary: Result) -> str:
-    step = result(results, "step")
+    step = read_result(results, "step")
     theirs = {f"imdb{share}": f"{ratio:g}" for share, ratio in published.SPEEDUP.items()}
     rows = [(where, f"{ratio:.1f}", theirs.get(where, "")) for where, ratio in summary["speedups"].items()]
     parts = [grid(("request", "re-training over EUL-bounded", "published (EUL)"), rows)] if rows else []
     if step is not None:
-        ratio = step["step_speedup"]
+        found, rounds = step["result"], step["config"]["rounds"]
+        ratio = found["step_speedup"]
         parts.append(
-            f"A training step takes {step['product_seconds']:.2f} s, the naive one {step['naive_seconds']:.2f} s: "
-            f"**{ratio['median']:.2f} times** as long (median of {_plural(results)}; least {ratio['min']:.2f}, most "
-            f"{ratio['max']:.2f}). What is computed once before, and the first step, take {step['once_seconds']:.1f} s."
+            f"A training step takes {found['product_seconds']:.2f} s, the naive one {found['naive_seconds']:.2f} s: "
+            f"**{ratio['median']:.2f} times** as long (median of {rounds} rounds; least {ratio['min']:.2f}, most "
+            f"{ratio['max']:.2f}). What is computed once before, and the first step, take "
+            f"{found['once_seconds']:.1f} s."
         )
     if (measured := result(results, "precision")) is not None:
         fit, frozen = (measured[what] for what in ("fit", "frozen"))
@@ -30,11 +32,6 @@ def cost(results: Path, summary: Result) -> str:
             f"{frozen['bf16']:.1f} s in bf16."
         )
     return "\n\n".join(parts)
-
-
-def _plural(results: Path) -> str:
-    found = json.loads((results / "step.json").read_text())
-    return f"{found['config']['rounds']} rounds"
 
 
 def claims(results: Path) -> str:

@@ -24,7 +24,7 @@ def table(results: Path, task: str) -> str:
         body = [
             (
                 TITLES[name],
-                *(_judged(found, column) for column in ("test", "retained", "forgot")),
+                *_judged(found),
                 spread([one["lm_loss"] for one in found], "{:.2f}"),
                 spread([one["accounting"]["seconds"] for one in found], "{:.0f}"),
                 _published(task, name, share),
@@ -36,7 +36,11 @@ def table(results: Path, task: str) -> str:
     return "\n\n".join(tables)
 
 
-def _judged(found: Sequence[Result], column: str) -> str:
+def _judged(found: Sequence[Result]) -> list[str]:
+    return [_column(found, name) for name in ("test", "retained", "forgot")]
+
+
+def _column(found: Sequence[Result], column: str) -> str:
     if "accuracy" in found[0][column]:
         return spread([100 * one[column]["accuracy"] for one in found], "{:.1f}")
     return "/".join(
@@ -63,7 +67,7 @@ def ablation(results: Path) -> str:
         [
             (
                 TITLES[name],
-                *(_judged(found, column) for column in ("test", "retained", "forgot")),
+                *_judged(found),
                 spread([one["lm_loss"] for one in found], "{:.2f}"),
                 " / ".join(f"{value:g}" for value in published.ABLATION[name]),
             )
@@ -83,7 +87,7 @@ def mislabelled(results: Path) -> str:
         [
             (
                 TITLES[name],
-                *(_judged(found, column) for column in ("test", "retained", "forgot")),
+                *_judged(found),
                 " / ".join(f"{value:g}" for value in published.MISLABELLED.get(name, ())),
             )
             for name, found in rows
