@@ -11,7 +11,7 @@ from benchmarks.machine import describe
 from benchmarks.pairing import paired_ratios, spread
 from benchmarks.results import GrowthResult, write_lines
 from benchmarks.runs import RunLog, block_order
-from benchmarks.servers import NAME, Server, ServerSpec
+from benchmarks.servers import MODEL, NAME, Server, ServerSpec
 from benchmarks.variants import FEW_ROUNDS, route_names, unlearn
 
 CELL = Cell(load="decode", batch=8)
@@ -66,7 +66,7 @@ def summary(log: RunLog, *, rounds: int) -> list[GrowthResult]:
     about = {
         **describe(),
         "config": {
-            "model": "SmolLM2-135M-Instruct, bfloat16",
+            "model": MODEL,
             "rank": RANK,
             "load": CELL.load,
             "batch": CELL.batch,

@@ -15,6 +15,7 @@ from benchmarks.pairing import paired_ratios, spread
 from benchmarks.processes import BenchmarkError, Measured, clean_environment
 from benchmarks.results import LatencyResult, write_lines
 from benchmarks.runs import RunLog, block_order
+from benchmarks.servers import DTYPE
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.launch import vllm_command, vllm_environment
@@ -81,7 +82,7 @@ def _median_latency(variant: str, inputs: Inputs, out: Path) -> float:
         f"latency-{variant}",
         [
             *(sys.executable, "-m", "benchmarks.vllm_bench", "latency", "--model", str(inputs.model), *ours),
-            *("--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "16"),
+            *("--dtype", DTYPE, "--max-model-len", "1024", "--max-num-seqs", "16"),
             *("--batch-size", str(BATCH), "--input-len", str(INPUT_TOKENS), "--output-len", str(OUTPUT_TOKENS)),
             *("--num-iters", str(ITERATIONS), "--num-iters-warmup", str(WARM_UPS), "--output-json", str(answer)),
         ],

@@ -13,14 +13,21 @@ from typing import Any, Self
 import httpx
 
 from benchmarks.processes import BenchmarkError, Measured, clean_environment
+from unlearn_serve.bf16 import engine_dtype
 
 NAME = "base"
 """The served model's name, in every server."""
 
+DTYPE = engine_dtype()
+"""In which servers compute; bfloat16 but for CPUs where that is slow."""
+
+MODEL = f"SmolLM2-135M-Instruct, {DTYPE}"
+"""What is served, for the configuration of a result."""
+
 START_SECONDS = 600.0
 COMMON_FLAGS = (
     *("--served-model-name", NAME),
-    *("--dtype", "bfloat16"),
+    *("--dtype", DTYPE),
     *("--max-model-len", "1024"),
     *("--max-num-seqs", "16"),
     # Room for 16 requests of the largest load and as much again; several servers share the machine's memory.

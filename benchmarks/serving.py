@@ -14,7 +14,7 @@ from benchmarks.peers import Peer
 from benchmarks.processes import ENVIRONMENT, BenchmarkError
 from benchmarks.results import ResultLine, summarise, write_lines
 from benchmarks.runs import RunLog
-from benchmarks.servers import COMMON_FLAGS, Server
+from benchmarks.servers import COMMON_FLAGS, MODEL, Server
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN, ROUTE_SLOTS, Variant, server_specs, variants
 
 PEERS = ("peft", "adapters-lib")
@@ -54,7 +54,7 @@ def summary(chosen: Sequence[Variant], log: RunLog, *, rounds: int) -> list[Resu
     about = {
         **describe(),
         "config": {
-            "model": "SmolLM2-135M-Instruct, bfloat16",
+            "model": MODEL,
             "rank": RANK,
             "route_slots": ROUTE_SLOTS,
             "rounds": rounds,

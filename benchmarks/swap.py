@@ -14,7 +14,7 @@ from benchmarks.pairing import spread
 from benchmarks.processes import BenchmarkError
 from benchmarks.results import SwapResult, write_lines
 from benchmarks.runs import RunLog
-from benchmarks.servers import NAME, Server, ServerSpec
+from benchmarks.servers import MODEL, NAME, Server, ServerSpec
 from benchmarks.streams import StreamedRequest, Streams, longest_gap
 from benchmarks.variants import DEFAULT_SEED, server_specs, unlearn
 
@@ -95,7 +95,7 @@ def summary(log: RunLog) -> list[SwapResult]:
     about = {
         **describe(),
         "config": {
-            "model": "SmolLM2-135M-Instruct, bfloat16",
+            "model": MODEL,
             "rank": RANK,
             "streams": STREAMS,
             "prompt_tokens": PROMPT_TOKENS,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearn_serve.bf16 import PRODUCTS, ProductsInFloat32, fast_bf16
+from unlearn_serve.bf16 import PRODUCTS, ProductsInFloat32, engine_dtype, fast_bf16
 
 
 def drawn(*shape: int) -> Tensor:
@@ -104,3 +104,15 @@ def test_only_where_torch_is_slow_and_once(monkeypatch: pytest.MonkeyPatch, capa
 
     inside()
     assert len([op for op in seen if op in PRODUCTS]) == int(widened)
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "dtype"),
+    [("AVX2", False, "float32"), ("AVX2", True, "bfloat16"), ("AVX512", False, "bfloat16")],
+)
+def test_servers_compute_in_float32_on_such_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch, capability: str, cuda: bool, dtype: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert engine_dtype() == dtype

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.bars import Bar
 from benchmarks.soak.memory import Sample
 
-SWAPS_PER_MINUTE = 10.0
+LEAST_SWAPS = 30
+"""A soak goes on until it has made so many: how many fit into its minutes is the machine's affair."""
+
 MOST_GROWTH = 0.02
 
 
@@ -73,7 +75,7 @@ class Report(Strict):
     def bars(self) -> list[Bar]:
         """The bars."""
         return [
-            Bar(what="swaps under load", low=SWAPS_PER_MINUTE * self.minutes, got=self.swaps),
+            Bar(what="swaps under load", low=LEAST_SWAPS, got=self.swaps),
             Bar(what="failed requests", low=0, high=0, got=self.failed_requests),
             Bar(what="tokens not of the release named", low=0, high=0, got=self.stale_tokens),
             Bar(

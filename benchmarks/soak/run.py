@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from benchmarks.inputs import RANK
 from benchmarks.machine import describe
 from benchmarks.processes import BenchmarkError
+from benchmarks.servers import MODEL
 from benchmarks.soak import plot, report
 from benchmarks.soak.channel import Channel
 from benchmarks.soak.check import check
@@ -80,7 +81,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
         fault_log=faults,
         defect=setting.defect,
         config={
-            "model": "SmolLM2-135M-Instruct, bfloat16",
+            "model": MODEL,
             "rank": RANK,
             "releases": RELEASES - 1,
             "streams": STREAMS,
@@ -106,10 +107,13 @@ def _drive(
     requests: list[StreamedRequest],
     say: Say,
 ) -> None:
-    """Move the channel until the time is up, with a fault after every few moves. Mutates `faults` and `events`."""
+    """Move the channel until the time is up, and often enough, with a fault after every few moves.
+
+    Mutates `faults` and `events`.
+    """
     moves, told = 0, 0.0
     order = list(FAULTS)
-    while time.time() < until:
+    while time.time() < until or moves < report.LEAST_SWAPS:
         channel.pause(*BETWEEN_SWAPS)
         channel.move()
         moves += 1

@@ -8,6 +8,7 @@ def test_the_soak_holds_its_bars() -> None:
     report = Report.model_validate_json((RESULTS / "soak.json").read_bytes())
 
     assert report.minutes >= 30
+    assert report.swaps >= 10 * report.minutes
     assert report.defect is None, "a seeded defect shows that a soak notices it, not that a server holds"
     assert [bar for bar in report.bars() if bar.verdict != "ok"] == []
     assert report.misnamed_responses == 0

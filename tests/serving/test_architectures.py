@@ -94,7 +94,7 @@ def _vllm_log_probabilities(arguments: dict[str, Any], *, release: str) -> tuple
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(**arguments, dtype="float32", skip_tokenizer_init=True, max_logprobs=-1)
+    llm = LLM(**arguments | {"dtype": "float32"}, skip_tokenizer_init=True, max_logprobs=-1)
     try:
         plain = prompt_log_probabilities(llm, PROMPT)
         stage_and_flip(llm, release)

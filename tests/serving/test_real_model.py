@@ -103,7 +103,7 @@ def _on_engine(arguments: dict[str, Any], dtype: str, measure: Callable[[Any], R
     from vllm.distributed import cleanup_dist_env_and_memory
 
     try:
-        return measure(LLM(**arguments, dtype=dtype, max_logprobs=-1))
+        return measure(LLM(**arguments | {"dtype": dtype}, max_logprobs=-1))
     finally:
         cleanup_dist_env_and_memory()
 

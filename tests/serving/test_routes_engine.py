@@ -107,7 +107,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sql_lora: Path) -> Iterator[
         # Not lm_head: with LoRA on it, vLLM 0.32 on CPU cannot give log-probabilities of prompts.
         targets = ["unlearn", "o_proj", "down_proj"]
         lora = {"enable_lora": True, "max_loras": SLOTS, "max_cpu_loras": 6, "lora_target_modules": targets}
-        llm = LLM(**arguments, **lora, dtype="float32", max_logprobs=-1)
+        llm = LLM(**arguments | lora | {"dtype": "float32"}, max_logprobs=-1)
         yield World(llm, folder, digests, [tokenizer(text)["input_ids"] for text in TEXTS], {})
         del llm
         cleanup_dist_env_and_memory()

@@ -118,7 +118,7 @@ def engine(releases: tuple[Path, list[str]], loop: asyncio.AbstractEventLoop) ->
         arguments = engine_arguments(ensure_checkpoint(), folder / "store", folder / "state")
 
         async def start() -> Any:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, dtype="bfloat16"))
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
         engine = loop.run_until_complete(start())
         yield engine

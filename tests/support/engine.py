@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from unlearn_serve.bf16 import engine_dtype
+
 SETTINGS_ENVIRONMENT = {
     "VLLM_PLUGINS": "unlearn_serve",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -25,6 +27,7 @@ def engine_arguments(model: Path, store: Path, state: Path, **settings: Any) -> 
 
     return {
         "model": str(model),
+        "dtype": engine_dtype(),
         "enforce_eager": True,
         "max_model_len": 512,
         "max_num_seqs": 16,

@@ -17,6 +17,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.engine import SETTINGS_ENVIRONMENT
+from unlearn_serve.bf16 import engine_dtype
 
 GENEROUS_SECONDS = 300.0
 """Limit of every wait: reached only where something is broken, however busy the machine is."""
@@ -30,7 +31,10 @@ CLI = str(Path(sys.executable).with_name("unlearn-serve"))
 ADMIN_KEY = "admin-key-of-the-tests"
 API_KEY = "inference-key-of-the-tests"
 MODEL_NAME = "base"
-SMALL_ENGINE = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16", "--served-model-name", MODEL_NAME)
+SMALL_ENGINE = (
+    *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16"),
+    *("--served-model-name", MODEL_NAME, "--dtype", engine_dtype()),
+)
 
 
 def wait_until(look: Callable[[], Result | None], what: str, *, seconds: float = GENEROUS_SECONDS) -> Result:

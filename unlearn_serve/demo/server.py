@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]  # ships no types
 
+from unlearn_serve.bf16 import engine_dtype
 from unlearn_serve.demo.progress import progress_bars
 from unlearn_serve.errors import ServingError
 
@@ -24,7 +25,7 @@ SWAP_SECONDS = 60
 
 VLLM_FLAGS = (
     *("--served-model-name", "demo"),
-    *("--dtype", "bfloat16"),
+    *("--dtype", engine_dtype()),
     *("--max-model-len", "1024"),
     *("--max-num-seqs", "16"),
     # Compiling takes a minute that a demo of ten does not have; tests cover the compiled model.
