@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_serve.bf16 import fast_bf16
+from unlearn_serve.bf16 import slow_on_cpu
 from unlearn_serve.demo.bank import MAX_TOKENS, Bank, Question
 
 
@@ -32,9 +32,8 @@ class Model:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", local_files_only=True)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.bfloat16, local_files_only=True
-        ).eval()
+        dtype = torch.float32 if slow_on_cpu() else torch.bfloat16
+        self.model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True).eval()
 
     def ask(
         self, bank: Bank, questions: Sequence[Question], *, batch_size: int, done: Callable[[int], None]
@@ -76,7 +75,7 @@ class Model:
             gaps.append(best[:, 0] - best[:, 1])
             return scores
 
-        with fast_bf16(), torch.inference_mode():
+        with torch.inference_mode():
             batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
             output = self.model.generate(
                 **batch,
