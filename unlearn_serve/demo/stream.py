@@ -24,6 +24,9 @@ All streams keep one beat: vLLM's processes spin for a second after each step, s
 keep a core from the trainer all the time.
 """
 
+FRUGAL_SHARE = 0.25
+"""A stream on a beat lets beats pass where answers are slow: it waits for them no more than so much of the time."""
+
 APART = 0.2
 """Seconds between the streams on a beat, or they would all prefill and all decode in step."""
 
@@ -108,11 +111,12 @@ class Stream:
             except Exception as error:  # whatever it was, it is a failed request, and that is what is counted
                 request.error = f"{type(error).__name__}: {error}"
             request.ended = time.time()
-            await self._rest(request.started)
+            await self._rest(request.started, request.ended)
 
-    async def _rest(self, asked: float) -> None:
-        """Wait for the first beat after the one on which the stream asked; not at all where there is no beat."""
-        while self.beat and time.time() < (asked // self.beat + 1) * self.beat and not self._ending.is_set():
+    async def _rest(self, asked: float, answered: float) -> None:
+        """Wait for a beat after the one on which the stream asked; not at all where there is no beat."""
+        rested = asked + (answered - asked) / FRUGAL_SHARE
+        while self.beat and time.time() < (rested // self.beat + 1) * self.beat and not self._ending.is_set():
             await asyncio.sleep(0.1)
 
 
