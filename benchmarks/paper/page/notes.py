@@ -10,9 +10,10 @@ how to run it. The paper's model is T5-base, its data are many times as many, it
 not figures**. A value with a bracket behind it is the mean over seeds with the least and the most; of a re-trained
 model on TOFU, with the 95 % bootstrap interval over rows.
 
-The rows of EUL, the ablation and the mislabelled rows were made later than the others, on a CPU of the same name that
-has no AVX-512, where a step takes about three times as long, and from fine-tuned models that were made again there (of
-the same rows and seeds; bfloat16 sums differ). Compare their seconds with each other only.
+The rows of EUL, the ablation, the mislabelled rows and all of "Does it stay forgotten" were made later than the others,
+on a CPU of the same name that has no AVX-512, where a step takes about three times as long, and from fine-tuned models
+and layers that were made again there (of the same rows and seeds; bfloat16 sums differ, and a layer lands elsewhere).
+Compare their seconds with each other only.
 """
 
 SECTIONS = {
@@ -60,6 +61,11 @@ Probability and extraction strength of what was forgotten / probability of the g
 authors. Rephrased: TOFU's own paraphrases, which no training saw. Quantised: the base's linear maps rounded to int8 and
 int4 (symmetric, to nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too,
 trained for {s.relearn_steps} steps on so many of the forgotten rows, then asked about the others.
+
+Other words bring nothing back, and neither do fewer bits: at int4 it is the guards that suffer, more under layers than
+without. Training does: the re-trained model learns nothing about the other rows from it, but of what the layers cover
+probability comes back for a good part, after two rows already, and extraction strength for a smaller one. The base
+still holds it. So layers protect from whoever can ask; whoever can train the weights can take the layers off as well.
 """,
     ),
     "imdb": (

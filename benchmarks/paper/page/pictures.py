@@ -96,7 +96,7 @@ def _sequence(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def _robustness(results: Path) -> Figure | None:
-    """Extraction strength of what was forgotten in each case, a bar for each model."""
+    """Probability of what was forgotten in each case, a bar for each model."""
     cases = {name: result(results, f"tofu/robustness/{name}") for name in ("paraphrased", "quantised", "relearned")}
     present = {name: found for name, found in cases.items() if found is not None}
     if not present:
