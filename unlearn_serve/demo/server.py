@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]  # ships no types
 
-from unlearn_serve.bf16 import engine_dtype
 from unlearn_serve.demo.progress import progress_bars
 from unlearn_serve.errors import ServingError
 
@@ -25,7 +24,6 @@ SWAP_SECONDS = 60
 
 VLLM_FLAGS = (
     *("--served-model-name", "demo"),
-    *("--dtype", engine_dtype()),
     *("--max-model-len", "1024"),
     *("--max-num-seqs", "16"),
     # Compiling takes a minute that a demo of ten does not have; tests cover the compiled model.
@@ -47,6 +45,8 @@ class Server:
     """A server on a free port of 127.0.0.1."""
 
     def __init__(self, *, model: Path, store: Path, out: Path) -> None:
+        from unlearn_serve.bf16 import engine_dtype  # loads torch, which knowledge.py must prepare for first
+
         self.log = out / "server.log"
         self.url = f"http://127.0.0.1:{_free_port()}"
         self._admin_key = secrets.token_urlsafe(32)
@@ -55,6 +55,7 @@ class Server:
             *("--store", str(store), "--channel", CHANNEL, "--allow-plain", "--state-dir", str(out / "state")),
             *("--host", "127.0.0.1", "--port", self.url.rsplit(":", 1)[1]),
             *VLLM_FLAGS,
+            *("--dtype", engine_dtype()),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
