@@ -15,7 +15,7 @@ from benchmarks.pairing import paired_ratios, spread
 from benchmarks.processes import BenchmarkError, Measured, clean_environment
 from benchmarks.results import LatencyResult, write_lines
 from benchmarks.runs import RunLog, block_order
-from benchmarks.servers import DTYPE
+from benchmarks.servers import DTYPE, MODEL
 from benchmarks.variants import CHANNEL, DEFAULT_SEED, PLAIN
 from unlearn_serve.serving.config import ServingConfig
 from unlearn_serve.serving.launch import vllm_command, vllm_environment
@@ -39,6 +39,7 @@ def run(inputs: Inputs, out: Path, results: Path, *, rounds: int, say: Callable[
     about = {
         **describe(),
         "config": {
+            "model": MODEL,
             "rank": RANK,
             "batch": BATCH,
             "input_tokens": INPUT_TOKENS,
