@@ -53,7 +53,9 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
         channel = Channel(setting, server, publisher, seed=seed)
         began = time.time()
         with MemoryWatch(server) as memory, setting.streams(server, STREAMS) as streams:
-            _drive(channel, began + 60 * minutes, faults, events, streams.requests, say)
+            _drive(
+                channel, began + 60 * minutes, report.SWAPS_PER_MINUTE * minutes, faults, events, streams.requests, say
+            )
             ended = time.time()
         _take_down(channel, events)
     eras = eras_of(sorted(events.values(), key=lambda event: str(event["at"])))
@@ -63,6 +65,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
     failures = [request.error for request in streams.requests if request.error is not None]
     found = Report(
         minutes=(ended - began) / 60,
+        minutes_asked=minutes,
         requests=len(streams.requests),
         tokens=sum(len(request.token_ids) for request in streams.requests),
         swaps=len(stalls),
@@ -102,18 +105,19 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
 def _drive(
     channel: Channel,
     until: float,
+    least: float,
     faults: list[FaultRecord],
     events: dict[str, dict[str, object]],
     requests: list[StreamedRequest],
     say: Say,
 ) -> None:
-    """Move the channel until the time is up, and often enough, with a fault after every few moves.
+    """Move the channel until the time is up and at least `least` times, with a fault after every few moves.
 
     Mutates `faults` and `events`.
     """
     moves, told = 0, 0.0
     order = list(FAULTS)
-    while time.time() < until or moves < report.LEAST_SWAPS:
+    while time.time() < until or moves < least:
         channel.pause(*BETWEEN_SWAPS)
         channel.move()
         moves += 1

@@ -83,13 +83,15 @@ def missed(report: Report | KillReport) -> list[str]:
     ("fields", "expected"),
     [
         ({}, []),
-        ({"swaps": 29}, ["swaps under load"]),
+        ({"swaps": 299}, ["swaps under load"]),
         ({"failed_requests": 1}, ["failed requests"]),
         ({"stale_tokens": 1}, ["tokens not of the release named"]),
         ({"rss_growth": 0.021}, ["growth of resident memory"]),
         ({"rss_growth": None}, ["growth of resident memory"]),
         ({"faults_not_survived": 1}, ["faults not survived"]),
         ({"minutes": 3.0, "swaps": 30}, []),
+        ({"minutes": 9.0, "minutes_asked": 3.0, "swaps": 30}, []),
+        ({"minutes": 9.0, "minutes_asked": 3.0, "swaps": 29}, ["swaps under load"]),
     ],
 )
 def test_bars_of_a_soak(fields: dict[str, object], expected: list[str]) -> None:
