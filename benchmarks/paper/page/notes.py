@@ -62,10 +62,11 @@ authors. Rephrased: TOFU's own paraphrases, which no training saw. Quantised: th
 int4 (symmetric, to nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too,
 trained for {s.relearn_steps} steps on so many of the forgotten rows, then asked about the others.
 
-Other words bring nothing back, and neither do fewer bits: at int4 it is the guards that suffer, more under layers than
-without. Training does: the re-trained model learns nothing about the other rows from it, but of what the layers cover
-probability comes back for a good part, after two rows already, and extraction strength for a smaller one. The base
-still holds it. So layers protect from whoever can ask; whoever can train the weights can take the layers off as well.
+Other words bring nothing back, and fewer bits next to nothing: at int4 it is the guards that suffer, more under
+layers than without. Training does: the re-trained model learns nothing about the other rows from it, but of what the
+layers cover probability comes back for a good part, after two rows already, and extraction strength for a smaller
+one. The base still holds it. So layers protect from whoever can ask; whoever can train the weights can take the
+layers off as well.
 """,
     ),
     "imdb": (
