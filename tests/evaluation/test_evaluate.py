@@ -173,7 +173,7 @@ def test_another_base_model(base: Path, sets: dict[str, Path], tmp_path: Path) -
 
 def test_no_checkpoint(sets: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(
-        UnsupportedModel, match="expected a checkpoint of a causal language model with its tokenizer"
+        UnsupportedModel, match="expected a checkpoint of a language model or classifier with its tokenizer"
     ) as e:
         run(tmp_path, None, sets)
     assert "\n" not in str(e.value)

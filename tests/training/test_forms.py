@@ -19,6 +19,7 @@ from tests.training.runs import on_files
 from tests.training.toy import toy_model, toy_tokenizer
 from unlearn_serve.data import Encoded, encode, read_examples
 from unlearn_serve.errors import DataError, ManifestError, TrainingError
+from unlearn_serve.evaluation import evaluate
 from unlearn_serve.format import read_adapter_dir, read_adapter_files
 from unlearn_serve.fusion import GramFile, fuse_dirs
 from unlearn_serve.layers import load_adapter
@@ -146,6 +147,18 @@ def test_t5_forgets_with_layers_in_both_stacks(t5: Path, tmp_path: Path, schedul
     assert said == pytest.approx(sum(probability(model, FORGET)) / len(FORGET), abs=1e-3)
     with model.disable_adapter():
         assert min(probability(model, FORGET)) > 0.9
+        known = probability(model, FORGET)
+    assert_evaluation_agrees(t5, out, known, probability(model, FORGET))
+
+
+def assert_evaluation_agrees(folder: Path, adapter: Path, before: list[float], after: list[float]) -> None:
+    found = evaluate(folder / "model", adapter, {"forget": folder / "forget.jsonl", "retain": folder / "retain.jsonl"})
+    assert found.before["forget"].probability == pytest.approx(sum(before) / len(before), abs=1e-3)
+    assert found.after["forget"].probability == pytest.approx(sum(after) / len(after), abs=1e-3)
+    assert found.before["forget"].accuracy == 1.0 > found.after["forget"].accuracy
+    assert found.after["retain"].accuracy == 1.0
+    manifest, _ = read_adapter_dir(adapter)
+    assert manifest.evaluation == found.evaluation()
 
 
 def test_t5s_lm_loss_is_that_of_spans_of_the_prompt(t5: Path, tmp_path: Path) -> None:
@@ -205,6 +218,7 @@ def test_t5_adapters_fuse_and_cannot_be_published(t5: Path, tmp_path: Path) -> N
 def test_a_classification_head_forgets_labels(classifier: Path, tmp_path: Path) -> None:
     plain = LlamaForSequenceClassification.from_pretrained(classifier / "model")
     head = plain.score.weight.clone()
+    known = probability(plain, FORGET)
     assert min(probability(plain, FORGET | RETAIN)) > 0.9
     objective = replace(NPO, npo_beta=0.5, retain_kl=1.0)
     out = train(arguments(classifier, tmp_path / "out", objective=objective, max_steps=120))
@@ -214,6 +228,7 @@ def test_a_classification_head_forgets_labels(classifier: Path, tmp_path: Path) 
     assert max(probability(model, FORGET)) < 0.5
     assert min(probability(model, RETAIN)) > 0.5
     assert torch.equal(model.base_model.model.score.weight, head), "the head is the base model's and stays"
+    assert_evaluation_agrees(classifier, out, known, probability(model, FORGET))
 
 
 def test_classification_as_text_is_prompt_and_completion(t5: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from unlearn_serve.bf16 import fast_bf16
 from unlearn_serve.errors import UnsupportedModel
 from unlearn_serve.evaluation import kv
+from unlearn_serve.evaluation.in_process import stops_of, tokens_of
 from unlearn_serve.evaluation.readings import Probe, Reading, Tokens
 
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -51,7 +51,7 @@ class Checkpoint:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
-        self._stops = _stops(model, tokenizer)
+        self._stops = stops_of(model, tokenizer)
 
     @fast_bf16()
     @torch.inference_mode()
@@ -109,7 +109,8 @@ class Checkpoint:
         cache = kv.flush_right(prompts, torch.tensor([one.row for one in asked], device=device), lengths)
         inputs = [(one.prompt_end, *one.answer[:-1]) for one in asked]
         logits, cache = self._forward(inputs, cache, lengths)
-        return [_tokens(logits[i, : len(one.answer)], one) for i, one in enumerate(asked)], cache
+        found = [tokens_of(logits[i, : len(one.answer)], one.answer, one.closed) for i, one in enumerate(asked)]
+        return found, cache
 
     def _greedy(
         self, asked: Sequence[_Asked], best: Sequence[list[int]], cache: DynamicCache, max_new_tokens: int
@@ -195,33 +196,3 @@ def _agreed(answer: Sequence[int], best: Sequence[int]) -> list[int]:
         if token != likely:
             return [*answer[:i], likely]
     return list(answer)
-
-
-def _tokens(logits: Tensor, asked: _Asked) -> tuple[Tokens, list[int]]:
-    """One answer's log-probabilities in fp32 out of its logits [n, V], and the most likely token in each place."""
-    logp = torch.log_softmax(logits.float(), dim=-1)
-    p = logp.exp()
-    finite = logp.masked_fill(p == 0, 0.0)
-    mean = (p * finite).sum(-1)
-    variance = ((p * finite.square()).sum(-1) - mean.square()).clamp_min(0.0)
-    labels = torch.tensor(asked.answer, device=logits.device)
-    best = logits.argmax(-1)
-    tokens = Tokens(
-        _array(logp.gather(-1, labels[:, None]).squeeze(-1)),
-        (best == labels).cpu().numpy(),
-        _array(mean),
-        _array(variance.sqrt()),
-        asked.closed,
-    )
-    return tokens, best.tolist()
-
-
-def _array(values: Tensor) -> Any:
-    return values.double().cpu().numpy().astype(np.float64)
-
-
-def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer, as generation itself has them."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    stops = tokenizer.eos_token_id if own is None else own
-    return frozenset([stops] if isinstance(stops, int) else stops or [])

@@ -6,19 +6,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_serve.data import Example, data_ref, read_examples
-from unlearn_serve.errors import DataError, UnsupportedModel
-from unlearn_serve.evaluation.checkpoint import Checkpoint
+from unlearn_serve.data import Encoded, Example, data_ref, encode, read_examples
+from unlearn_serve.data.forms import encode_as, form_of
+from unlearn_serve.errors import DataError
 from unlearn_serve.evaluation.endpoint import Endpoint
 from unlearn_serve.evaluation.measures import measure
-from unlearn_serve.evaluation.readings import Probe, Source, probe
+from unlearn_serve.evaluation.opening import open_config, open_model, open_tokenizer, source_of
+from unlearn_serve.evaluation.readings import Probe, Source, probe_with
 from unlearn_serve.evaluation.record import RECORD_NAME, EvaluatedSet, Phase, Results, read_reference, write_record
 from unlearn_serve.evaluation.scores import Scores, score
 from unlearn_serve.format import (
@@ -70,17 +68,19 @@ def evaluate(
         DataError: no sets, a bad set name, or a bad data file; all before the model is loaded.
         BaseModelMismatch: the adapter belongs to another base model.
         FormatError: the adapter directory is not valid.
-        UnsupportedModel: `model_dir` is no checkpoint of a causal language model of attention layers.
+        UnsupportedModel: `model_dir` is no checkpoint of a decoder of attention layers, an encoder-decoder or a
+            sequence-classification head.
     """
     examples = _read_sets(sets)
     compared = None if reference is None else read_reference(reference)
     manifest = None if adapter_dir is None else _matching_manifest(model_dir, adapter_dir)
-    tokenizer = _from_pretrained(AutoTokenizer, model_dir)
-    asked = _Asked.of(examples, tokenizer, max_length, max_new_tokens)
-    model = _from_pretrained(AutoModelForCausalLM, model_dir, dtype=dtype).to(device or _device())
+    config, tokenizer = open_config(model_dir), open_tokenizer(model_dir)
+    form = form_of(config)
+    asked = _Asked.of(examples, lambda row: encode_as(form, row, tokenizer, max_length, config), max_new_tokens)
+    model = open_model(model_dir, form, dtype=dtype, device=device)
     if adapter_dir is not None:
         model = load_adapter(model, adapter_dir)
-    source = Checkpoint(model.eval(), tokenizer, batch_size=batch_size)
+    source = source_of(form, model.eval(), tokenizer, batch_size=batch_size)
 
     scores: dict[Phase, dict[str, list[Scores]]] = {}
     with nullcontext() if adapter_dir is None else model.disable_adapter():
@@ -134,7 +134,8 @@ def evaluate_served(
     """
     examples = _read_sets(sets)
     compared = None if reference is None else read_reference(reference)
-    asked = _Asked.of(examples, _from_pretrained(AutoTokenizer, tokenizer_dir), max_length, max_new_tokens)
+    tokenizer = open_tokenizer(tokenizer_dir)
+    asked = _Asked.of(examples, lambda row: encode(row, tokenizer, max_length), max_new_tokens)
     with Endpoint.connect(url, served_model=served_model, concurrency=concurrency) as endpoint:
         scores: dict[Phase, dict[str, list[Scores]]] = {"live": asked.put_to(endpoint, "live")}
         return Results(
@@ -157,13 +158,9 @@ class _Asked:
 
     @classmethod
     def of(
-        cls,
-        examples: Mapping[str, list[Example]],
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        max_new_tokens: int,
+        cls, examples: Mapping[str, list[Example]], encode_one: Callable[[Example], Encoded], max_new_tokens: int
     ) -> "_Asked":
-        probes = {name: [probe(row, tokenizer, max_length) for row in rows] for name, rows in examples.items()}
+        probes = {name: [probe_with(row, encode_one) for row in rows] for name, rows in examples.items()}
         return cls(examples, probes, max_new_tokens)
 
     def put_to(self, source: Source, phase: str) -> dict[str, list[Scores]]:
@@ -204,20 +201,6 @@ def _matching_manifest(model_dir: Path, adapter_dir: Path) -> Manifest:
     manifest, _ = read_adapter_dir(adapter_dir)
     require_same_base(manifest.base_model, fingerprint_base_model(model_dir))
     return manifest
-
-
-def _from_pretrained(auto_class: Any, model_dir: Path, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(model_dir, local_files_only=True, **options)
-    except (OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UnsupportedModel(
-            f"{model_dir}: expected a checkpoint of a causal language model with its tokenizer, got: {reason}"
-        ) from None
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 @contextmanager

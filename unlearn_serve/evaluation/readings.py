@@ -63,10 +63,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read for one probe: the greedy answer as text, and the tokens of each of the probe's answers."""
+    """What was read for one probe: the greedy answer as text, and the tokens of each of the probe's answers.
+
+    `is_class` tells that the text is the name of one of the model's classes, which no other answer contains.
+    """
 
     text: str
     answers: tuple[Tokens, ...]
+    is_class: bool = False
 
 
 class Source(Protocol):
@@ -80,14 +84,23 @@ class Source(Protocol):
 
 
 def probe(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
-    """Tokenise an example with all its answers.
+    """Tokenise an example with all its answers, for a decoder.
 
     Raises:
         DataError: it cannot be encoded, or is longer than `max_length` tokens.
     """
-    gold = encode(example, tokenizer, max_length)
+    return probe_with(example, lambda one: encode(one, tokenizer, max_length))
+
+
+def probe_with(example: Example, encode_one: Callable[[Example], Encoded]) -> Probe:
+    """Encode an example with each of its answers in turn.
+
+    Raises:
+        DataError: as `encode_one`.
+    """
+    gold = encode_one(example)
     others = [answer for answer in (example.paraphrased_answer, *example.perturbed_answers) if answer is not None]
-    encoded = [gold, *(encode(replace(example, completion=answer), tokenizer, max_length) for answer in others)]
+    encoded = [gold, *(encode_one(replace(example, completion=answer)) for answer in others)]
     start = len(gold.input_ids) - gold.answer_tokens
     return Probe(
         prompt=tuple(gold.input_ids[:start]),

@@ -17,7 +17,7 @@ class Scores(StrictModel):
     """Its greedy answer, without special tokens."""
 
     correct: bool
-    """The gold string occurs in it."""
+    """The gold string occurs in it; of a classification head: it is the right class."""
 
     exact_match: bool
     rouge1: float
@@ -63,10 +63,11 @@ def score(example: Example, reading: Reading) -> Scores:
     right = others.pop(0) if example.paraphrased_answer is not None else gold
     wrong_losses = [memorisation.loss(tokens.logprobs) for tokens in others]
     probability = memorisation.probability(gold.logprobs)
+    exact = text.exact_match(reading.text, example.completion)
     return Scores(
         text=reading.text,
-        correct=text.contains_gold(reading.text, example.answer),
-        exact_match=text.exact_match(reading.text, example.completion),
+        correct=exact if reading.is_class else text.contains_gold(reading.text, example.answer),
+        exact_match=exact,
         rouge1=text.rouge_recall(reading.text, example.completion, "rouge1"),
         rouge_l=text.rouge_recall(reading.text, example.completion, "rougeL"),
         probability=probability,

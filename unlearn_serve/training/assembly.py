@@ -13,12 +13,13 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
 
 from unlearn_serve.data import Example
+from unlearn_serve.data.forms import Form
 from unlearn_serve.errors import TrainingError
 from unlearn_serve.training.answers import own_answers
 from unlearn_serve.training.args import TrainArgs
 from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgotten, TrainingLog
 from unlearn_serve.training.examples import TrainingSet, build_training_set
-from unlearn_serve.training.forms import Form, build_whole_set
+from unlearn_serve.training.forms import build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
 from unlearn_serve.training.landing import Landing
 from unlearn_serve.training.levels import Target, measure

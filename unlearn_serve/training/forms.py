@@ -1,34 +1,20 @@
-"""The kinds of models that training takes, and how an example of theirs becomes tokens and logits.
+"""Models that are no decoders: how training loads them, encodes their examples and takes their logits.
 
-    decoder   prompt and answer in one row, packed with others; the logits before each answer token
-    seq2seq   the prompt is the encoder's, the answer the decoder's (T5); the logits at each answer token
-    classes   the prompt alone, and as answer one label: the class (a sequence-classification head)
-
-In each an example is an `Encoded` whose prompt carries no labels and whose answer is labelled; for classes the answer's
-one "token" is the class's number.
+`unlearn_serve.data.forms` says what forms there are.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn_serve.data import IGNORED, Encoded, Example, encode, prompt_ids
-from unlearn_serve.errors import DataError, TrainingError
+from unlearn_serve.data import Encoded, Example
+from unlearn_serve.data.forms import LOADERS, Form, architecture_of, encode_as, form_of
+from unlearn_serve.errors import TrainingError
 from unlearn_serve.training.args import TrainArgs
 from unlearn_serve.training.examples import TrainingSet
 from unlearn_serve.training.rows import Row
-
-Form = Literal["decoder", "seq2seq", "classes"]
 
 
 def load_model(args: TrainArgs) -> tuple[PreTrainedModel, Form]:
@@ -38,16 +24,10 @@ def load_model(args: TrainArgs) -> tuple[PreTrainedModel, Form]:
         TrainingError: settings that only decoders know.
     """
     config = AutoConfig.from_pretrained(args.model, local_files_only=True)
-    architecture = (config.architectures or [""])[0]
-    form: Form = "decoder"
-    loader: Any = AutoModelForCausalLM
-    if architecture.endswith("ForSequenceClassification"):
-        form, loader = "classes", AutoModelForSequenceClassification
-    elif config.is_encoder_decoder:
-        form, loader = "seq2seq", AutoModelForSeq2SeqLM
+    form = form_of(config)
     if form != "decoder":
-        _require_whole_answers(args, form, architecture)
-    return loader.from_pretrained(args.model, dtype=args.dtype, local_files_only=True), form
+        _require_whole_answers(args, form, architecture_of(config))
+    return LOADERS[form].from_pretrained(args.model, dtype=args.dtype, local_files_only=True), form
 
 
 def _require_whole_answers(args: TrainArgs, form: Form, architecture: str) -> None:
@@ -77,21 +57,12 @@ def build_whole_set(
     """Encode data sets for a model that is no decoder; what is forgotten is not retained as well.
 
     Raises:
-        DataError: see `encode`; running text without a prompt; a completion that is no class of the model's.
+        DataError: see `encode_as`.
     """
-
-    classes = {name: int(number) for number, name in (model.config.id2label or {}).items()}
-
-    def encoded(example: Example) -> Encoded:
-        if example.prompt is None:
-            raise DataError(f"{example.source}: expected a prompt and a completion, got running text")
-        if form == "seq2seq":
-            return encode(example, tokenizer, max_length)
-        return _encode_class(example, tokenizer, classes, max_length)
 
     def unique(examples: Sequence[Example]) -> dict[tuple[int, ...], Encoded]:
         # Where prompt and answer meet tells them apart too: the labels are the answer's own tokens.
-        found = [encoded(example) for example in examples]
+        found = [encode_as(form, example, tokenizer, max_length, model.config) for example in examples]
         return {(one.answer_tokens, *one.input_ids): one for one in found}
 
     forgotten, retained = unique(forget), unique(retain)
@@ -103,19 +74,6 @@ def build_whole_set(
         beginnings={},
         refusals={},
     )
-
-
-def _encode_class(
-    example: Example, tokenizer: PreTrainedTokenizerBase, classes: dict[str, int], max_length: int
-) -> Encoded:
-    label = example.completion.strip()
-    if label not in classes:
-        known = ", ".join(map(repr, classes))
-        raise DataError(f"{example.source}: expected one of the model's classes ({known}), got {label[:60]!r}")
-    prompt = prompt_ids(example, tokenizer)
-    if len(prompt) > max_length:
-        raise DataError(f"{example.source}: expected at most {max_length} tokens, got {len(prompt)}; raise max_length")
-    return Encoded([*prompt, classes[label]], [IGNORED] * len(prompt) + [classes[label]])
 
 
 def logits_of(form: Form, forward: nn.Module, row: Row) -> torch.Tensor:

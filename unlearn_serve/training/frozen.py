@@ -14,7 +14,8 @@ from peft import PeftModel
 from torch import nn
 
 from unlearn_serve.data import Encoded
-from unlearn_serve.training.forms import Form, logits_of
+from unlearn_serve.data.forms import Form
+from unlearn_serve.training.forms import logits_of
 from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
 from unlearn_serve.training.terms import Answers, token_log_probs
 from unlearn_serve.training.trunk import Trunk
