@@ -7,42 +7,70 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: what was asked for, what was found, whether it holds (None: not measured)."""
+    """One bar: what was asked for and aimed at, what was found, whether it holds (None: not measured, or no bar)."""
 
     what: str
     asked: str
+    aim: str
     found: str
     holds: bool | None
 
     @property
     def verdict(self) -> str:
         """For the table."""
-        return {True: "holds", False: "**missed**", None: "not measured"}[self.holds]
+        if self.holds is None:
+            return "not measured" if self.found == "-" else "measured"
+        return "holds" if self.holds else "**missed**"
 
 
 def bars(summary: Mapping[str, Any]) -> list[Bar]:
     """All bars."""
     one = summary["tofu_forget1"]
-    ten = summary["sequence"].get("regmean", {}).get("10")
+    fused = summary["sequence"].get("regmean", {})
+    ten, twenty = fused.get("10"), fused.get("20")
+    kept = {
+        "probability": "retained_over_original",
+        "exact match": "retained_exact_match_over_original",
+        "utility": "utility_over_original",
+    }
     return [
         *(_level(one, level) for level in ("extraction_strength", "probability")),
-        _least("TOFU, 1 author: retained over original", 0.97, one and one["retained_over_original"]),
-        _least("10 requests fused by RegMean: forgotten", 10, ten and ten["forgotten"]),
-        _least("10 requests fused by RegMean: retained over original", 0.95, ten and ten["retained_over_original"]),
-        _least("re-training over unlearning 1 author, seconds", 10, summary["speedup_over_retrain"]),
-        _least("naive training step over ours, seconds", 1.5, summary["step_speedup"]),
+        *(
+            _least(f"TOFU, 1 author: retained {what} over original", 0.97, one and one[key], aim=1)
+            for what, key in kept.items()
+        ),
+        _forgotten("10 requests fused by RegMean: forgotten", ten, least=10),
+        _least("10 requests fused by RegMean: retained over original", 0.95, _kept(ten), aim=0.98),
+        _forgotten("20 requests fused by RegMean: forgotten", twenty, least=None),
+        _least("20 requests fused by RegMean: retained over original", None, _kept(twenty), aim=0.95),
+        _least("re-training over unlearning 1 author, seconds", 10, summary["speedup_over_retrain"], aim=30),
+        _least("naive training step over ours, seconds", 1.5, summary["step_speedup"], aim=3),
     ]
 
 
 def _level(one: Mapping[str, Any] | None, level: str) -> Bar:
     what = f"TOFU, 1 author: {level.replace('_', ' ')} of what was forgotten"
     if one is None:
-        return Bar(what, "inside the re-trained model's interval", "-", None)
+        return Bar(what, "inside the re-trained model's interval", "", "-", None)
     low, high = one["retrained_ci"][level]
-    return Bar(what, f"{low:.3f} to {high:.3f}, the re-trained model's", f"{one[level]:.3f}", low <= one[level] <= high)
+    asked = f"{low:.3f} to {high:.3f}, the re-trained model's"
+    return Bar(what, asked, "", f"{one[level]:.3f}", low <= one[level] <= high)
 
 
-def _least(what: str, least: float, found: float | None) -> Bar:
-    return Bar(
-        what, f"at least {least:g}", "-" if found is None else f"{found:.3g}", None if found is None else found >= least
-    )
+def _forgotten(what: str, step: Mapping[str, Any] | None, *, least: int | None) -> Bar:
+    """At most the re-trained model's upper end; and how many lie within its ends."""
+    asked = "measured" if least is None else f"all {least}"
+    if step is None:
+        return Bar(what, asked, "", "-", None)
+    found = f"{step['forgotten']} ({step['within_interval']} within the interval, the others below)"
+    return Bar(what, asked, "", found, None if least is None else step["forgotten"] >= least)
+
+
+def _least(what: str, least: float | None, found: float | None, *, aim: float) -> Bar:
+    asked = "measured" if least is None else f"at least {least:g}"
+    shown = "-" if found is None else f"{found:.3g}"
+    return Bar(what, asked, f"{aim:g}", shown, None if found is None or least is None else found >= least)
+
+
+def _kept(step: Mapping[str, Any] | None) -> float | None:
+    return None if step is None else step["retained_over_original"]

@@ -1,5 +1,6 @@
 """All stages of a size, in the order in which they run."""
 
+from benchmarks.paper.experiments.blocks_study import blocks_study_stages
 from benchmarks.paper.experiments.gram_study import gram_study_stages
 from benchmarks.paper.experiments.models import base_stage
 from benchmarks.paper.experiments.precision import precision_stages
@@ -19,6 +20,7 @@ def plan(sizes: Sizes) -> list[Stage]:
         base_stage(sizes.base),
         *precision_stages(sizes),
         *tofu_stages(sizes),
+        *blocks_study_stages(sizes),
         *step_stages(sizes),
         *sequence_stages(sizes),
         *gram_study_stages(sizes),

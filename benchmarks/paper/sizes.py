@@ -1,4 +1,4 @@
-"""How large each experiment is: the full one, cut to four hours on two cores, and the toy one for a quick run."""
+"""How large each experiment is: the full one, cut to some four hours on two cores, and the toy one for a quick run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +59,9 @@ class Sizes:
     blocks: tuple[int, ...] | None = None
     """Where unlearning layers of the bounded objective sit; None: in the upper half. The paper's are in all blocks."""
 
+    blocks_study: Mapping[str, tuple[int, ...]]
+    """Where they sit in a study of which blocks matter, by what the table calls it."""
+
     steps: int
     """Optimiser steps of the bounded objective at most."""
 
@@ -117,6 +120,13 @@ FULL = Sizes(
     fit_precision="bf16",
     rank=48,
     blocks=tuple(range(22, 30)),
+    blocks_study={
+        "first 8": tuple(range(8)),
+        "middle 8": tuple(range(11, 19)),
+        "last 8": tuple(range(22, 30)),
+        "last 15": tuple(range(15, 30)),
+        "all 30": tuple(range(30)),
+    },
     steps=60,
     learning_rate=4e-3,
     eul_learning_rates={"tofu": 2e-3, "imdb": 9.25e-4, "samsum": 1.5e-3},
@@ -158,6 +168,7 @@ QUICK = Sizes(
     precision="fp32",
     fit_precision="fp32",
     rank=8,
+    blocks_study={"first 2": (0, 1), "last 2": (2, 3)},
     steps=12,
     learning_rate=5e-2,
     eul_learning_rates={"tofu": 5e-2, "imdb": 5e-2, "samsum": 5e-2},

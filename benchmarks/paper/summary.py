@@ -13,6 +13,13 @@ from unlearn_serve.format.atomic import write_atomically
 
 NAME = "summary.json"
 LEVELS = ("extraction_strength", "probability")
+KEPT = {
+    "retained_over_original": "retain.probability",
+    "retained_exact_match_over_original": "retain.exact_match",
+    "retained_rouge_l_over_original": "retain.rouge_l",
+    "utility_over_original": "model_utility",
+}
+"""How well a model knows what stays, by the name of its ratio to the original's."""
 
 
 def write_summary(results: Path) -> dict[str, Any]:
@@ -54,8 +61,11 @@ def tofu(results: Path, count: int) -> dict[str, Any] | None:
                 level: [retrained["measures"][f"forget.{level}"][end] for end in ("low", "high")] for level in LEVELS
             },
             "original": {level: before[f"forget.{level}"]["value"] for level in LEVELS},
-            "retained_over_original": mean("retain.probability") / before["retain.probability"]["value"],
-            "retained_rouge_l_over_original": mean("retain.rouge_l") / before["retain.rouge_l"]["value"],
+            **{name: mean(measure) / before[measure]["value"] for name, measure in KEPT.items()},
+            "retrained_over_original": {
+                name: retrained["measures"][measure]["value"] / before[measure]["value"]
+                for name, measure in KEPT.items()
+            },
         }
     )
 

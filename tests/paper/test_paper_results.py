@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.paper.bars import bars
 from benchmarks.paper.claims import CLAIMS
-from benchmarks.paper.page.notes import NOTES
+from benchmarks.paper.page.notes import NOTES, REMARKS
 from benchmarks.paper.page.render import render
 from benchmarks.paper.plan import plan
 from benchmarks.paper.sizes import FULL
@@ -34,15 +34,18 @@ def test_no_result_is_of_a_stage_that_is_gone() -> None:
     assert found - {stage.name for stage in STAGES} == {Path(NAME).stem}
 
 
-def test_every_bar_holds() -> None:
-    found = bars(json.loads((COMMITTED / NAME).read_text()))
-    assert [one.what for one in found if not one.holds] == []
+def test_every_bar_holds_but_one_that_re_training_misses_too() -> None:
+    summary = json.loads((COMMITTED / NAME).read_text())
+    missed = [one.what for one in bars(summary) if one.holds is False]
+    assert missed == ["TOFU, 1 author: retained exact match over original"]
+    assert summary["tofu_forget1"]["retrained_over_original"]["retained_exact_match_over_original"] < 0.97
 
 
 def test_a_claim_that_does_not_hold_here_has_its_reason_and_no_other_has() -> None:
     found = {claim.name: claim.check(COMMITTED) for claim in CLAIMS}
     assert [name for name, one in found.items() if one is None] == []
     assert {name for name, one in found.items() if one is not None and not one[0]} == set(NOTES)
+    assert set(REMARKS) <= set(found) - set(NOTES)
 
 
 def test_page_and_summary_are_what_the_results_say(tmp_path: Path) -> None:

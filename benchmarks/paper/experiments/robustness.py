@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.paper.baselines.models import load_tokenizer
 from benchmarks.paper.data.tofu import FILES, Tofu
@@ -95,22 +96,23 @@ def _quantised(ctx: Context) -> Mapping[str, Any]:
 
 def _relearned(ctx: Context) -> Mapping[str, Any]:
     """All weights trained on a few forgotten rows; what comes back of the others."""
-    data, count = read_size(ctx), ctx.config["forget"]
+    data, count, rate = read_size(ctx), ctx.config["forget"], ctx.config["relearn_rate"]
+    tokenizer = load_tokenizer(ctx.files(ORIGINAL) / "model")
     found: dict[str, Any] = {}
     for name, load in _models(ctx).items():
         if name == "original":
             continue
         for few in ctx.config["relearn_rows"]:
-            shown, others = _parted(data, count, few)
+            shown, others = parted(data, count, few)
             model = load()
             if not found.get(name):
                 found[name] = {"0": _asked(ctx, model, others, data.guards)}
-            relearn(ctx, model, shown)
+            relearn(model, tokenizer, shown, learning_rate=rate, steps=ctx.config["relearn_steps"])
             found[name][str(few)] = _asked(ctx, model, others, data.guards)
     return found
 
 
-def _parted(data: Tofu, count: int, few: int) -> tuple[list[Example], list[Example]]:
+def parted(data: Tofu, count: int, few: int) -> tuple[list[Example], list[Example]]:
     """The rows to relearn from, of the authors in turn, and those that no relearning sees, whatever `few`."""
     half = len(data.requested[0]) // 2
     shown = [author[i] for i in range(half) for author in data.requested[:count]]
@@ -119,13 +121,14 @@ def _parted(data: Tofu, count: int, few: int) -> tuple[list[Example], list[Examp
     return shown[:few], [row for author in data.requested[:count] for row in author[half:]]
 
 
-def relearn(ctx: Context, model: Any, rows: Sequence[Example]) -> None:
+def relearn(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], *, learning_rate: float, steps: int
+) -> None:
     """Train all weights of `model`, layers included, on rows: AdamW, all of them in each step. Mutates it."""
-    tokenizer = load_tokenizer(ctx.files(ORIGINAL) / "model")
     row = pack_row([encode(one, tokenizer, 512) for one in rows], range(len(rows)), 0)
     model.float().requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=ctx.config["relearn_rate"], weight_decay=0.0)
-    for _ in range(ctx.config["relearn_steps"]):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for _ in range(steps):
         logits = model(
             input_ids=row.input_ids,
             attention_mask=row.attention_mask(torch.float32),

@@ -23,20 +23,16 @@ from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.measuring import columns, measures, read_sets, reference
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
-from benchmarks.paper.task import Baseline, Budget, Fit, Task
+from benchmarks.paper.task import Baseline, Budget, Fit, Task, Unlearned
 from unlearn_serve.data import Example
+from unlearn_serve.evaluation.scores import Scores
 
 ORIGINAL = "tofu/original"
 
 
 def tofu_stages(sizes: Sizes) -> list[Stage]:
     """The original, the re-trained models, and every method for each number of forgotten authors."""
-    shared = {
-        "tofu": as_json(sizes.tofu),
-        "fit": as_json(fit_of("tofu", sizes)),
-        "precision": sizes.fit_precision,
-        "answer_tokens": sizes.answer_tokens,
-    }
+    shared = tofu_config(sizes)
     counts = sorted({*sizes.tofu_forget, *sizes.sequence.steps})
     stages = [
         Stage(
@@ -83,6 +79,16 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                 for seed in seeds_of(name, sizes.tofu_seeds if count == 1 else sizes.tofu_seeds[:1])
             ]
     return stages
+
+
+def tofu_config(sizes: Sizes) -> dict[str, Any]:
+    """What all stages on TOFU are set to."""
+    return {
+        "tofu": as_json(sizes.tofu),
+        "fit": as_json(fit_of("tofu", sizes)),
+        "precision": sizes.fit_precision,
+        "answer_tokens": sizes.answer_tokens,
+    }
 
 
 def retrained(count: int) -> str:
@@ -140,6 +146,19 @@ def _retrained(ctx: Context) -> Mapping[str, Any]:
 
 
 def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
+    unlearned, scores = unlearn(method, ctx)
+    keep_adapter_only(ctx, method.name)
+    against = reference(ctx.result(retrained(ctx.config["forget"])))
+    return {
+        "accounting": asdict(unlearned.accounting),
+        "details": as_json(unlearned.details),
+        "rows": {one: columns(scores[one]) for one in ("forget", "retain")},
+        "measures": measures(scores, reference=against),
+    }
+
+
+def unlearn(method: Baseline, ctx: Context) -> tuple[Unlearned, dict[str, list[Scores]]]:
+    """Make the stage's authors forgotten by a method, and ask what it made of the model."""
     data, count = read_size(ctx), ctx.config["forget"]
     task = Task(
         name=f"tofu-forget{count}",
@@ -166,14 +185,7 @@ def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
         score_sets(data, count, scored=ctx.config["scored"]),
         max_new_tokens=ctx.config["answer_tokens"],
     )
-    keep_adapter_only(ctx, method.name)
-    against = reference(ctx.result(retrained(count)))
-    return {
-        "accounting": asdict(unlearned.accounting),
-        "details": as_json(unlearned.details),
-        "rows": {one: columns(scores[one]) for one in ("forget", "retain")},
-        "measures": measures(scores, reference=against),
-    }
+    return unlearned, scores
 
 
 def keep_adapter_only(ctx: Context, method: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.paper.claims import CLAIMS
 from benchmarks.paper.page import published
 from benchmarks.paper.page.grid import Result, grid
-from benchmarks.paper.page.notes import NOTES
+from benchmarks.paper.page.notes import NOTES, REMARKS
 from benchmarks.paper.stages import read_result
 from benchmarks.paper.summary import result
 
@@ -39,6 +39,6 @@ def claims(results: Path) -> str:
     for claim in CLAIMS:
         found = claim.check(results)
         verdict = "not measured" if found is None else "agrees" if found[0] else "**does not**"
-        why = NOTES.get(claim.name, "") if found is not None and not found[0] else ""
-        rows.append((claim.text, claim.published, "" if found is None else found[1], verdict, why))
-    return grid(("the paper's tables say", "published", "ours", "shape", "why not"), rows)
+        remark = "" if found is None else (REMARKS if found[0] else NOTES).get(claim.name, "")
+        rows.append((claim.text, claim.published, "" if found is None else found[1], verdict, remark))
+    return grid(("the paper's tables say", "published", "ours", "shape", "why not, or with what reserve"), rows)

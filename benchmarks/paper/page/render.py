@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from benchmarks.paper.page.grid import Result, grid
 from benchmarks.paper.page.notes import INTRODUCTION, SECTIONS
 from benchmarks.paper.page.pictures import draw
 from benchmarks.paper.sizes import Sizes
+from benchmarks.paper.summary import NAME as SUMMARY
 from benchmarks.paper.summary import write_summary
 
 
@@ -23,6 +24,7 @@ def render(results: Path, page: Path, sizes: Sizes) -> str:
         _worded(INTRODUCTION, sizes),
         _bars(summary),
         _section(sizes, "tofu", tofu.tofu(results), pictures.get("tofu")),
+        _section(sizes, "blocks_study", tofu.blocks_study(results)),
         _section(sizes, "sequence", tofu.sequence(summary), pictures.get("sequence")),
         _section(sizes, "gram_study", tofu.gram_study(results)),
         _section(sizes, "robustness", tofu.robustness(results), pictures.get("robustness")),
@@ -54,12 +56,13 @@ def _worded(text: str, sizes: Sizes) -> str:
 
 
 def _bars(summary: Result) -> str:
-    rows = [(one.what, one.asked, one.found, one.verdict) for one in bars(summary)]
-    return grid(("bar", "asked for", "found", ""), rows)
+    rows = [(one.what, one.asked, one.aim, one.found, one.verdict) for one in bars(summary)]
+    return grid(("bar", "asked for", "aim", "found", ""), rows)
 
 
 def _made(results: Path) -> str:
-    records = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json")) if path.name != "summary.json"]
+    files = [path for path in sorted(results.rglob("*.json")) if path != results / SUMMARY]
+    records = [json.loads(path.read_text()) for path in files]
     if not records:
         return ""
     machines = sorted({_machine(one["machine"]) for one in records})
@@ -67,10 +70,23 @@ def _made(results: Path) -> str:
     total = sum(one["seconds"] for one in records)
     return (
         "## How it was made\n\n"
-        f"`make paper`: {len(records)} stages of {total / 60:.0f} minutes in all, one on each core, on "
-        f"{', and on '.join(machines)}; "
+        f"`make paper`: {len(records)} stages of {total / 60:.0f} minutes of a core in all, on "
+        f"{', and on '.join(machines)}. {_wall(records)} Versions: "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Each file of "
         "`benchmarks/results/paper/` names its settings, machine, commit and time."
+    )
+
+
+def _wall(records: Sequence[Mapping[str, Any]]) -> str:
+    """What it comes to with two stages side by side, by machine: never run from nothing in one piece."""
+    by_machine: dict[str, float] = {}
+    for one in records:
+        by_machine[_machine(one["machine"])] = by_machine.get(_machine(one["machine"]), 0.0) + one["seconds"]
+    shares = ", ".join(f"{seconds / 60:.0f} on {name}" for name, seconds in sorted(by_machine.items()))
+    hours = sum(by_machine.values()) / 2 / 3600
+    return (
+        f"({shares}.) Two side by side that is {hours:.1f} hours, where 4 were asked for; it has not been run from "
+        "nothing in one piece, on one machine."
     )
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.paper.claims import ablated_share
+from benchmarks.paper.checks import ablated_share
 from benchmarks.paper.experiments.variations import MISLABELLED
 from benchmarks.paper.page import published
 from benchmarks.paper.page.grid import TITLES, Result, grid, spread

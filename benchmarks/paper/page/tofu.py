@@ -35,6 +35,7 @@ def tofu(results: Path) -> str:
             "forget quality": "forget_quality",
             "privacy leak": "privacy_leak",
             "retained: probability": "retain.probability",
+            "exact match": "retain.exact_match",
             "ROUGE-L ": "retain.rouge_l",
             "utility": "model_utility",
         }
@@ -60,6 +61,33 @@ def _cell(title: str, found: Sequence[Result], measure: str, area: float) -> str
         one = found[0][measure]
         return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
     return spread(values, "{:.2g}" if measure == "forget_quality" else "{:.3f}")
+
+
+def blocks_study(results: Path) -> str:
+    found = result(results, "tofu/blocks-study")
+    if found is None:
+        return ""
+    head = (
+        "layers in",
+        "forgot: probability",
+        "extraction strength",
+        "retained: probability",
+        "utility",
+        "seconds",
+        "",
+    )
+    return grid(
+        head,
+        [
+            (
+                name,
+                *(f"{one[measure]:.3f}" for measure in (*SHOWN, "model_utility")),
+                f"{one['seconds']:.0f}",
+                "" if one["reached"] else "out of steps",
+            )
+            for name, one in found.items()
+        ],
+    )
 
 
 def sequence(summary: Result) -> str:
