@@ -171,7 +171,8 @@ def simnpo(answers: Answers, beta: float, margin: float) -> torch.Tensor:
 def coarse_kl(student_logits: torch.Tensor, likeliest: "Likeliest", mask: torch.Tensor) -> torch.Tensor:
     """Semantics: out[n] = mean over n's tokens of KL(r || q) over K + 1 events: r's K likeliest tokens, any other.
 
-    Never more than the KL over the whole vocabulary, and equal to it where K leaves out one token at most.
+    Never more than the KL over the whole vocabulary, and equal to it where K leaves out one token at most. The
+    incompetent teacher's term of Chundawat et al., AAAI 2023 (arXiv:2205.08096), on what is kept of its distribution.
 
     Args:
         student_logits: [A, V], of q.
