@@ -61,13 +61,18 @@ def tofu(results: Path, count: int) -> dict[str, Any] | None:
                 level: [retrained["measures"][f"forget.{level}"][end] for end in ("low", "high")] for level in LEVELS
             },
             "original": {level: before[f"forget.{level}"]["value"] for level in LEVELS},
-            **{name: mean(measure) / before[measure]["value"] for name, measure in KEPT.items()},
+            **{name: _over(mean(measure), before[measure]["value"]) for name, measure in KEPT.items()},
             "retrained_over_original": {
-                name: retrained["measures"][measure]["value"] / before[measure]["value"]
+                name: _over(retrained["measures"][measure]["value"], before[measure]["value"])
                 for name, measure in KEPT.items()
             },
         }
     )
+
+
+def _over(value: float, original: float) -> float | None:
+    """Their ratio; None where the original itself has nothing of it, as a toy model may."""
+    return value / original if original else None
 
 
 def speedup(results: Path, task: str, forget: str | int) -> float | None:

@@ -64,6 +64,13 @@ def test_bars_hold_only_inside_the_interval(tmp_path: Path) -> None:
     assert verdicts["TOFU, 1 author: probability of what was forgotten"] is False
 
 
+def test_a_measure_that_the_original_has_nothing_of_gives_no_ratio(tmp_path: Path) -> None:
+    _write_tofu(tmp_path, forgotten=0.2, retained=0.0)
+    summary = write_summary(tmp_path)
+    assert summary["tofu_forget1"]["utility_over_original"] is None
+    assert "holds" not in {one.verdict for one in bars(summary) if "retained" in one.what}
+
+
 def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
     render(tmp_path / "results", tmp_path / "results.md", FULL)
     page = (tmp_path / "results.md").read_text()
@@ -83,7 +90,7 @@ def test_settings_of_every_stage_are_json(sizes: Any) -> None:
     assert ablated["forget_kl"] == 1.0
 
 
-def _write_tofu(results: Path, *, forgotten: float) -> None:
+def _write_tofu(results: Path, *, forgotten: float, retained: float = 0.98) -> None:
     def measured(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
@@ -95,7 +102,7 @@ def _write_tofu(results: Path, *, forgotten: float) -> None:
         path.write_text(json.dumps({"result": result}))
 
     def of(forget: float) -> dict[str, dict[str, float]]:
-        return {name: measured(forget if name.startswith("forget") else 0.98) for name in levels}
+        return {name: measured(forget if name.startswith("forget") else retained) for name in levels}
 
     write("tofu/original", {"measures": {"1": of(0.95)}})
     write("tofu/retrained1", {"measures": of(0.2), "accounting": {"seconds": 600.0}})
