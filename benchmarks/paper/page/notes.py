@@ -11,11 +11,11 @@ not figures**. A value with a bracket behind it is the mean over seeds with the 
 model on TOFU, with the 95 % bootstrap interval over rows. Only `EUL-bounded` on TOFU with one author has three seeds;
 all else has one, for time, so that an order of two neighbours in a table may be chance.
 
-The rows of EUL, the ablation, the mislabelled rows, the study of blocks and all of "Does it stay forgotten" were
-made later than the others, on a CPU of the same name that has no AVX-512, where a step takes about three times as long,
-and from fine-tuned models and layers that were made again there (of the same rows and seeds; bfloat16 sums differ, and
-a layer lands elsewhere). Compare their seconds with each other only. TOFU's original was made first, at another speed
-(831 s for 130 steps; re-training without one author took 566 s for 125).
+The rows of EUL, the ablation, the mislabelled rows, the study of blocks and all of "Does it stay forgotten" were made
+later than the others, on a CPU of the same name that has no AVX-512, where a step takes about three times as long,
+and from fine-tuned models and layers that were made again there (of the same rows and seeds; bfloat16 sums differ,
+and a layer lands elsewhere). Compare their seconds with each other only. TOFU's original was made first of all, on a
+slower machine than those re-trained.
 
 There is no row for T5, the paper's model: layers for it are trained, fused and scored by the same code
 ([training.md](training.md), tested on small models), but the experiments are on one decoder that the engine serves.
@@ -41,8 +41,8 @@ of the retained rows, all others all of them; fine-tune and reverse gradient tak
 [evaluation.md](evaluation.md). Privacy leak is 0 where a method matches the re-trained model, and forget quality
 high; but that is a test on 8, 16 and 32 rows, which has little power: MEND-like, which destroys the answers, passes
 it with one author. Greedy answers end after {s.answer_tokens} tokens, which many right answers exceed, so that even
-the original says little more than half of what stays word for word. By that measure the bar of 0.97 is missed (0.941
-of the original's; the re-trained model, which lost nothing, comes to 0.956); by utility and by probability it holds.
+the original says little more than half of what stays word for word. By that measure the bar is missed, as the
+re-trained model, which lost nothing, misses it; by utility and by probability it holds.
 """,
     ),
     "blocks_study": (
@@ -64,8 +64,8 @@ a retained row {s.sequence.retained:g} times beside a forgotten one and multipli
 N^{s.sequence.gain:g}, two figures that were chosen on the first {s.sequence.study} of these very requests; *as
 published* counts it once and multiplies by nothing. So that a fusion's compromise still forgets, a layer is told to
 go down to {s.sequence.target[0]:g} times the probability of the hold-out rows: below the level of a model that never
-saw them, which by itself tells that something was deleted, and it costs retained rows. Those of requests 3, 10, 11
-and 18 did not get that far within their {s.sequence.max_steps} steps.
+saw them, which by itself tells that something was deleted, and it costs retained rows. Some did not get that far, as
+their results say, within their {s.sequence.max_steps} steps.
 """,
     ),
     "gram_study": (
@@ -83,8 +83,8 @@ Probability and extraction strength of what was forgotten / probability of the g
 authors. Rephrased: TOFU's own paraphrases, which no training saw. Quantised: the base's linear maps rounded to int8
 and int4 (symmetric, to nearest, 64 weights a scale) under the same layers. Seen again: all weights, the layers' too,
 trained for {s.relearn_steps} steps on so many of the forgotten rows, then asked about the others. The layers are not
-those of the table above but were made again on the slower CPU: `EUL-bounded` landed at 0.035 there, where the table has
-0.100.
+those of the table above but were made again on the slower CPU: `EUL-bounded` landed lower
+there.
 
 Other words bring nothing back, and fewer bits next to nothing: at int4 it is the guards that suffer, more under
 layers than without. Training does: the re-trained model learns nothing about the other rows from it, but of what the
@@ -98,8 +98,8 @@ layers off as well.
         """
 {s.imdb.train} reviews, cut to {s.imdb.words} words; test on {s.imdb.test}. Accuracy: the right label is likelier than
 the wrong one. Forgotten rows are the first ones of the sample (the paper: reviews that name an entity): one review,
-two and 16. `EUL-bounded` and LoRA stop at the probability that the original gives the right labels of the test rows
-(0.85), whence the hold-out rows come here: what is forgotten becomes as likely as what was never seen, and the right
+two and 16. `EUL-bounded` and LoRA stop at the probability that the original gives the right labels of the test rows,
+whence the hold-out rows come here: what is forgotten becomes as likely as what was never seen, and the right
 label is likelier than the wrong one there as well, so that accuracy hardly falls. The LM loss is that of the
 forgotten reviews as running text, per token. Fine-tune and reverse gradient take one epoch; SISA has {s.shards}
 shards of one slice. Published: test / retained / forgot / LM loss / seconds.
@@ -152,8 +152,8 @@ not in one run.
 NOTES = {
     "over-forgets": "EUL's only stop is its learning rate, which was chosen so as to keep the test rows: at that rate "
     "it comes to the re-trained model's level",
-    "forgets-most": "MEND-like forgets all 16 rows and most else with them; of those that keep the test rows, EUL and "
-    "the re-trained model share the lowest place",
+    "forgets-most": "MEND-like forgets all 16 rows and most else with them; of those that keep the test rows, EUL, "
+    "SISA and the re-trained model share the lowest place",
     "keeps": "by one row; EUL reads 40 retained rows, reverse gradient all of them",
     "reverses": "one epoch of 20 steps takes no row across the line; that it moves them the LM loss tells, 8.32 "
     "against the original's 7.03",
@@ -171,7 +171,7 @@ NOTES = {
 
 REMARKS = {
     "keeps-test": "by one row",
-    "faster": "in fewer steps than the paper's, at a rate of its own; EUL-bounded: 4.4 times, see Cost",
+    "faster": "in fewer steps than the paper's, at a rate of its own; EUL-bounded: see Cost",
     "mend": "MEMIT here",
     "without-kl": "by two rows of 16",
     "without-task": "by one row of 40",
