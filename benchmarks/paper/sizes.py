@@ -60,7 +60,7 @@ class Sizes:
     """Where unlearning layers of the bounded objective sit; None: in the upper half. The paper's are in all blocks."""
 
     blocks_study: Mapping[str, tuple[int, ...]]
-    """Where they sit in a study of which blocks matter, by what the table calls it."""
+    """Where they sit in a study of which blocks matter, by the name of the stage."""
 
     steps: int
     """Optimiser steps of the bounded objective at most."""
@@ -121,11 +121,10 @@ FULL = Sizes(
     rank=48,
     blocks=tuple(range(22, 30)),
     blocks_study={
-        "first 8": tuple(range(8)),
-        "middle 8": tuple(range(11, 19)),
-        "last 8": tuple(range(22, 30)),
-        "last 15": tuple(range(15, 30)),
-        "all 30": tuple(range(30)),
+        "first-8": tuple(range(8)),
+        "middle-8": tuple(range(11, 19)),
+        "last-8": tuple(range(22, 30)),
+        "all-30": tuple(range(30)),
     },
     steps=60,
     learning_rate=4e-3,
@@ -168,7 +167,7 @@ QUICK = Sizes(
     precision="fp32",
     fit_precision="fp32",
     rank=8,
-    blocks_study={"first 2": (0, 1), "last 2": (2, 3)},
+    blocks_study={"first-2": (0, 1), "last-2": (2, 3)},
     steps=12,
     learning_rate=5e-2,
     eul_learning_rates={"tofu": 5e-2, "imdb": 5e-2, "samsum": 5e-2},

@@ -11,51 +11,51 @@ from benchmarks.paper.experiments.methods import BOUNDED, method_of
 from benchmarks.paper.experiments.models import BASE
 from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.experiments.tofu import ORIGINAL, tofu_config, unlearn
-from benchmarks.paper.measuring import measures
+from benchmarks.paper.measuring import NO_ANSWERS, measures
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from benchmarks.paper.task import Baseline
 
-NAME = "tofu/blocks-study"
-SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability", "model_utility")
+FOLDER = "tofu/blocks-study"
+SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability")
 
 
 def blocks_study_stages(sizes: Sizes) -> list[Stage]:
-    """The one stage."""
+    """A stage for each choice of blocks."""
     chosen: Any = method_of(BOUNDED, "tofu", sizes)
-    ways = {
-        name: dataclasses.replace(chosen, settings={**chosen.settings, "blocks": blocks})
-        for name, blocks in sizes.blocks_study.items()
-    }
-    return [
-        Stage(
-            name=NAME,
-            run=partial(_study, ways),
-            config={
-                **tofu_config(sizes),
-                "precision": sizes.precision,
-                "guard_rows": sizes.guard_rows,
-                "forget": 1,
-                "scored": max(sizes.tofu_forget),
-                "seed": sizes.tofu_seeds[0],
-                "ways": {name: as_json(method) for name, method in ways.items()},
-            },
-            inputs=(BASE, ORIGINAL),
-            data=FILES,
-            minutes=6,
-        )
-    ]
-
-
-def _study(ways: Mapping[str, Baseline], ctx: Context) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
-    for name, method in ways.items():
-        unlearned, scores = unlearn(method, ctx)
-        shutil.rmtree(ctx.folder / method.name)
-        measured = measures(scores)
-        found[name] = {
-            "seconds": unlearned.accounting.seconds,
-            "reached": unlearned.details["stopped_early"],
-            **{one: measured[one]["value"] for one in SHOWN},
+    stages = []
+    for name, blocks in sizes.blocks_study.items():
+        method = dataclasses.replace(chosen, settings={**chosen.settings, "blocks": blocks})
+        config = {
+            **tofu_config(sizes),
+            "answer_tokens": NO_ANSWERS,
+            "precision": sizes.precision,
+            "guard_rows": sizes.guard_rows,
+            "forget": 1,
+            "scored": 0,
+            "seed": sizes.tofu_seeds[0],
+            "settings": as_json(method),
         }
-    return found
+        stages.append(
+            Stage(
+                name=f"{FOLDER}/{name}",
+                run=partial(_unlearned, method),
+                config=config,
+                inputs=(BASE, ORIGINAL),
+                data=FILES,
+                minutes=2,
+            )
+        )
+    return stages
+
+
+def _unlearned(method: Baseline, ctx: Context) -> Mapping[str, Any]:
+    unlearned, scores = unlearn(method, ctx)
+    shutil.rmtree(ctx.folder / method.name)
+    measured = measures(scores)
+    return {
+        "seconds": unlearned.accounting.seconds,
+        "steps": unlearned.accounting.optimizer_steps,
+        "reached": unlearned.details["stopped_early"],
+        "measures": {name: measured[name] for name in SHOWN},
+    }

@@ -24,7 +24,7 @@ def render(results: Path, page: Path, sizes: Sizes) -> str:
         _worded(INTRODUCTION, sizes),
         _bars(summary),
         _section(sizes, "tofu", tofu.tofu(results), pictures.get("tofu")),
-        _section(sizes, "blocks_study", tofu.blocks_study(results)),
+        _section(sizes, "blocks_study", tofu.blocks_study(results, sizes.blocks_study)),
         _section(sizes, "sequence", tofu.sequence(summary), pictures.get("sequence")),
         _section(sizes, "gram_study", tofu.gram_study(results)),
         _section(sizes, "robustness", tofu.robustness(results), pictures.get("robustness")),

@@ -1,6 +1,6 @@
 """The tables of the experiments on TOFU, out of the result files alone; empty where their stages have not run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.paper.page import published
@@ -63,25 +63,17 @@ def _cell(title: str, found: Sequence[Result], measure: str, area: float) -> str
     return spread(values, "{:.2g}" if measure == "forget_quality" else "{:.3f}")
 
 
-def blocks_study(results: Path) -> str:
-    found = result(results, "tofu/blocks-study")
-    if found is None:
+def blocks_study(results: Path, choices: Iterable[str]) -> str:
+    found = {name: one for name in choices if (one := result(results, f"tofu/blocks-study/{name}")) is not None}
+    if not found:
         return ""
-    head = (
-        "layers in",
-        "forgot: probability",
-        "extraction strength",
-        "retained: probability",
-        "utility",
-        "seconds",
-        "",
-    )
     return grid(
-        head,
+        ("layers in", "forgot: probability", "extraction strength", "retained: probability", "steps", "seconds", ""),
         [
             (
-                name,
-                *(f"{one[measure]:.3f}" for measure in (*SHOWN, "model_utility")),
+                name.replace("-", " "),
+                *(f"{one['measures'][measure]['value']:.3f}" for measure in SHOWN),
+                f"{one['steps']}",
                 f"{one['seconds']:.0f}",
                 "" if one["reached"] else "out of steps",
             )
