@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: what was asked for and aimed at, what was found, whether it holds (None: not measured, or no bar)."""
+    """One bar: the least that will do and what was aimed at, what was found, whether it holds.
+
+    `holds` is None where nothing was measured, or where there is an aim alone.
+    """
 
     what: str
     asked: str
@@ -29,16 +32,13 @@ def bars(summary: Mapping[str, Any]) -> list[Bar]:
     fused = summary["sequence"].get("regmean", {})
     ten, twenty = fused.get("10"), fused.get("20")
     kept = {
-        "probability": "retained_over_original",
-        "exact match": "retained_exact_match_over_original",
+        "retained probability": "retained_over_original",
+        "retained exact match": "retained_exact_match_over_original",
         "utility": "utility_over_original",
     }
     return [
         *(_level(one, level) for level in ("extraction_strength", "probability")),
-        *(
-            _least(f"TOFU, 1 author: retained {what} over original", 0.97, one and one[key], aim=1)
-            for what, key in kept.items()
-        ),
+        *(_least(f"TOFU, 1 author: {what} over original", 0.97, one and one[key], aim=1) for what, key in kept.items()),
         _forgotten("10 requests fused by RegMean: forgotten", ten, least=10),
         _least("10 requests fused by RegMean: retained over original", 0.95, _kept(ten), aim=0.98),
         _forgotten("20 requests fused by RegMean: forgotten", twenty, least=None),
@@ -59,7 +59,7 @@ def _level(one: Mapping[str, Any] | None, level: str) -> Bar:
 
 def _forgotten(what: str, step: Mapping[str, Any] | None, *, least: int | None) -> Bar:
     """At most the re-trained model's upper end; and how many lie within its ends."""
-    asked = "measured" if least is None else f"all {least}"
+    asked = "no bar" if least is None else f"all {least}"
     if step is None:
         return Bar(what, asked, "", "-", None)
     found = f"{step['forgotten']} ({step['within_interval']} within the interval, the others below)"
@@ -67,7 +67,7 @@ def _forgotten(what: str, step: Mapping[str, Any] | None, *, least: int | None) 
 
 
 def _least(what: str, least: float | None, found: float | None, *, aim: float) -> Bar:
-    asked = "measured" if least is None else f"at least {least:g}"
+    asked = "no bar" if least is None else f"at least {least:g}"
     shown = "-" if found is None else f"{found:.3g}"
     return Bar(what, asked, f"{aim:g}", shown, None if found is None or least is None else found >= least)
 

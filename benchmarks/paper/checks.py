@@ -48,6 +48,7 @@ def _ordered(holds: Callable[[float, float], bool]) -> Order:
 
 
 below, above, at_least = _ordered(operator.lt), _ordered(operator.gt), _ordered(operator.ge)
+"""Ours against the other."""
 
 
 def accuracy(column: str, ours: str, order: Order, other: str) -> Callable[[Path], Found | None]:
@@ -61,6 +62,7 @@ def accuracy(column: str, ours: str, order: Order, other: str) -> Callable[[Path
 
 
 def forgets_most(results: Path) -> Found | None:
+    """EUL against the lowest accuracy on forgotten rows of all others, which is named."""
     others = {name: _imdb(results, name, "forgot", "accuracy") for name in OTHERS}
     known = {name: value for name, value in others.items() if value is not None}
     ours = _imdb(results, "eul", "forgot", "accuracy")
@@ -80,10 +82,12 @@ def loses_most(results: Path) -> Found | None:
 
 
 def lm_rises(results: Path) -> Found | None:
+    """The loss on forgotten texts, EUL against re-training."""
     return above(_imdb(results, "eul", "lm_loss"), _imdb(results, "retrain", "lm_loss"))
 
 
 def faster(results: Path) -> Found | None:
+    """Seconds of EUL against those of re-training, where both were made on one machine."""
     ours, other = (mean_of(results, "imdb/mislabelled", name, "accounting", "seconds") for name in ("eul", "retrain"))
     if ours is None or other is None:
         return None
@@ -91,6 +95,7 @@ def faster(results: Path) -> Found | None:
 
 
 def summaries(results: Path) -> Found | None:
+    """ROUGE-L of summaries of forgotten dialogues, EUL against re-training."""
     path = ("forgot", "rougeL")
     ours, other = (mean_of(results, "samsum/forget10", name, *path) for name in ("eul", "retrain"))
     return below(ours, other, factor=100)
@@ -133,20 +138,21 @@ def ablated_share(results: Path) -> str | None:
     return None
 
 
-def fused(fused: str, figure: str, order: Order, unit: str) -> Callable[[Path], Found | None]:
+def fused(way: str, figure: str, order: Order, unit: str) -> Callable[[Path], Found | None]:
     """A way to fuse against one layer that is trained on, after three requests."""
 
     def check(results: Path) -> Found | None:
         found = result(results, "tofu/sequence/summary")
         if found is None:
             return None
-        ours, one = (found[name].get("3", {}).get(figure) for name in (fused, "trained-on"))
-        compared = order(ours, one, "", 1)
+        ours, one = (found[name].get("3", {}).get(figure) for name in (way, "trained-on"))
+        compared = order(ours, one)
         return None if compared is None else (compared[0], f"{compared[1]} {unit}")
 
     return check
 
 
 def mislabelled(results: Path) -> Found | None:
+    """Accuracy on the wrong labels, EUL against re-training."""
     ours, other = (mean_of(results, "imdb/mislabelled", name, "forgot", "accuracy") for name in ("eul", "retrain"))
     return below(ours, other, " %", 100)

@@ -65,7 +65,7 @@ CLAIMS = (
         "finetune",
         "fine-tuning on the rest forgets less than re-training (IMDB, 10 %)",
         "95.8 against 90.2 %",
-        checks.accuracy("forgot", "finetune", checks.at_least, "retrain"),
+        checks.accuracy("forgot", "finetune", checks.above, "retrain"),
     ),
     Claim(
         "reverses",
@@ -111,7 +111,7 @@ CLAIMS = (
     ),
     Claim(
         "without-lm-forgets",
-        "without LM still most of what EUL forgets is forgotten: accuracy on forgotten rows is below the original's",
+        "without LM EUL still forgets: accuracy on forgotten rows is below the original's",
         "69.0 against 100 % (whole: 65.7 %)",
         checks.without_lm_forgets,
     ),
@@ -129,7 +129,7 @@ CLAIMS = (
     ),
     Claim(
         "fused-forgets",
-        "and they forget more than it does",
+        "layers fused by RegMean, with our parameters, forget more than one layer trained on, after 3 requests",
         "60.8 against 64.2 % on forgotten rows",
         checks.fused("regmean", "forget_probability", checks.below, LEFT),
     ),
@@ -141,7 +141,7 @@ CLAIMS = (
     ),
     Claim(
         "published-forgets",
-        "and they forget more than it does",
+        "layers fused by RegMean as published forget more than one layer trained on, after 3 requests",
         "60.8 against 64.2 % on forgotten rows",
         checks.fused("regmean-published", "forget_probability", checks.below, LEFT),
     ),

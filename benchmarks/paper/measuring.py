@@ -17,6 +17,9 @@ from unlearn_serve.evaluation.scores import Scores, score
 NO_ANSWERS = 1
 """`max_new_tokens` where no greedy answer is scored: what it costs is next to nothing."""
 
+SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability")
+"""What a study shows of each case."""
+
 KEPT = ("probability", "extraction_strength", "exact_memorisation", "rouge_l", "truth_ratio", "loss", "min_k")
 """Scores that a result keeps of each row."""
 

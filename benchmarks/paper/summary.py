@@ -16,7 +16,6 @@ LEVELS = ("extraction_strength", "probability")
 KEPT = {
     "retained_over_original": "retain.probability",
     "retained_exact_match_over_original": "retain.exact_match",
-    "retained_rouge_l_over_original": "retain.rouge_l",
     "utility_over_original": "model_utility",
 }
 """How well a model knows what stays, by the name of its ratio to the original's."""

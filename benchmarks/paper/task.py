@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from unlearn_serve.data import Example
+from unlearn_serve.data.forms import Form
 
-Kind = Literal["decoder", "seq2seq", "classes"]
+Kind = Form
 """decoder: a causal language model. seq2seq: an encoder-decoder model (T5). classes: a sequence-classification head;
 a row's completion is then the name of its class (`id2label`)."""
 

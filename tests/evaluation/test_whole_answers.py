@@ -24,7 +24,7 @@ from unlearn_serve.evaluation.readings import Reading, probe_with
 from unlearn_serve.evaluation.scores import score
 
 CLASSES = {"toxic": 0, "non-toxic": 1, "unclear": 2}
-PROMPTS = ("Is this good? ", "Is that fine? ", "And what of this one? ", "Yes? ")
+PROMPTS = ("Is this good? ", "Is that good? ", "And what of this one? ", "Yes? ")
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,14 @@ def test_an_encoder_decoder_is_read_as_it_computes(t5: Path, batch_size: int) ->
     assert len({reading.text for reading in read(t5, examples, batch_size)}) > 1, "answers depend on what is asked"
 
 
+@pytest.mark.parametrize("pad", [0, None])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @torch.no_grad()
-def test_a_head_is_read_as_it_computes(classifier: Path, batch_size: int) -> None:
+def test_a_head_is_read_as_it_computes(classifier: Path, tmp_path: Path, batch_size: int, pad: int | None) -> None:
+    """Also one that names no padding token, whose rows transformers takes one at a time."""
     model, tokenizer = LlamaForSequenceClassification.from_pretrained(classifier), byte_tokenizer()
+    model.config.pad_token_id = pad
+    classifier = saved(model, tmp_path)
     examples = [Example(prompt=p, completion="toxic", answer="toxic", perturbed_answers=("unclear",)) for p in PROMPTS]
     for example, reading in zip(examples, read(classifier, examples, batch_size), strict=True):
         logp = model(input_ids=torch.tensor([tokenizer(example.prompt).input_ids])).logits[0].log_softmax(-1)
@@ -109,6 +113,7 @@ def test_a_class_is_right_or_wrong_whatever_its_name_contains(classifier: Path) 
     for said in CLASSES:
         found = score(example, Reading(said, reading.answers, is_class=True))
         assert found.correct is found.exact_match is (said == "toxic")
+        assert found.rouge1 == found.rouge_l == (said == "toxic")
 
 
 def test_rows_that_do_not_fit(t5: Path, classifier: Path, tmp_path: Path) -> None:

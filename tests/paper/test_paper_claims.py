@@ -65,3 +65,31 @@ def test_fused_layers_are_held_against_the_layer_trained_on(tmp_path: Path) -> N
     write(tmp_path, "tofu/sequence/summary", steps)
     held = {name: CLAIM[name].check(tmp_path) for name in ("fused-keeps", "fused-forgets", "published-keeps")}
     assert [found is not None and found[0] for found in held.values()] == [True, False, False]
+
+
+@pytest.mark.parametrize(("eul", "holds"), [(0.56, True), (0.54, False), (0.44, True), (0.46, False)])
+def test_an_attack_succeeds_on_either_side_of_a_half(tmp_path: Path, eul: float, holds: bool) -> None:
+    for name, area in (("eul", eul), ("retrain", 0.45)):
+        write(tmp_path, f"imdb/forget10/{name}-seed0", {"measures": {"mia_loss": {"value": area}}})
+    found = CLAIM["attack"].check(tmp_path)
+    assert found == (holds, f"AUC {eul:.3f} against 0.450")
+
+
+@pytest.mark.parametrize(("eul", "holds"), [(50.0, True), (150.0, False)])
+def test_faster_says_how_many_times(tmp_path: Path, eul: float, holds: bool) -> None:
+    for name, seconds in (("eul", eul), ("retrain", 100.0)):
+        write(tmp_path, f"imdb/mislabelled/{name}-seed0", {"accounting": {"seconds": seconds}})
+    assert CLAIM["faster"].check(tmp_path) == (holds, f"{eul:.0f} s against 100 s, {100 / eul:.1f} times")
+
+
+def test_without_lm_is_held_against_the_original(tmp_path: Path) -> None:
+    write(tmp_path, "imdb/ablation/without-lm-seed0", accuracies(0.9), share=0.1)
+    write(tmp_path, "imdb/original", {"forget": {"10": accuracies(1.0)}})
+    assert CLAIM["without-lm-forgets"].check(tmp_path) == (True, "90 % against 100 %")
+
+
+def test_mend_is_held_against_the_lowest_of_all_others(tmp_path: Path) -> None:
+    for name, test in {"eul": 0.8, "retrain": 0.9, "finetune": 0.7, "sisa": 0.8, "reverse-gradient": 0.8}.items():
+        write(tmp_path, f"imdb/forget10/{name}-seed0", accuracies(0.5, test=test))
+    write(tmp_path, "imdb/forget10/mend-like-seed0", accuracies(0.5, test=0.75))
+    assert CLAIM["mend"].check(tmp_path) == (False, "75 % against 70 %")

@@ -157,6 +157,7 @@ def assert_evaluation_agrees(folder: Path, adapter: Path, before: list[float], a
     assert found.after["forget"].probability == pytest.approx(sum(after) / len(after), abs=1e-3)
     assert found.before["forget"].accuracy == 1.0 > found.after["forget"].accuracy
     assert found.after["retain"].accuracy == 1.0
+    assert found.measures["after"]["retain.exact_match"].value == 1.0, "answers end where they should"
     manifest, _ = read_adapter_dir(adapter)
     assert manifest.evaluation == found.evaluation()
 

@@ -52,7 +52,7 @@ def encode_as(
     """Encode an example for a model of this form; `config` names its classes.
 
     Raises:
-        DataError: see `encode`; without a prompt where only a decoder needs none; a completion that is no class.
+        DataError: see `encode`; no prompt, for a model that is no decoder; a completion that is no class.
     """
     if form == "decoder":
         return encode(example, tokenizer, max_length)

@@ -130,6 +130,7 @@ def evaluate_served(
 
     Raises:
         DataError: as for `evaluate`.
+        UnsupportedModel: `tokenizer_dir` has no tokenizer that transformers can load.
         ServingError: no answer, no such model, no `prompt_logprobs`, or another release went live meanwhile.
     """
     examples = _read_sets(sets)

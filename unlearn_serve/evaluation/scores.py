@@ -68,8 +68,9 @@ def score(example: Example, reading: Reading) -> Scores:
         text=reading.text,
         correct=exact if reading.is_class else text.contains_gold(reading.text, example.answer),
         exact_match=exact,
-        rouge1=text.rouge_recall(reading.text, example.completion, "rouge1"),
-        rouge_l=text.rouge_recall(reading.text, example.completion, "rougeL"),
+        # A class's name may hold another's: "non-toxic" is no half right "toxic".
+        rouge1=float(exact) if reading.is_class else text.rouge_recall(reading.text, example.completion, "rouge1"),
+        rouge_l=float(exact) if reading.is_class else text.rouge_recall(reading.text, example.completion, "rougeL"),
         probability=probability,
         loss=memorisation.loss(gold.logprobs),
         tokens=gold.logprobs.size,

@@ -1,4 +1,4 @@
-"""Read models that are no decoders: an encoder-decoder (T5), and a classification head on any model."""
+"""Read models that are no decoders: an encoder-decoder (T5), and a classification head on a decoder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -91,9 +91,9 @@ class Classifier:
     """
 
     def __init__(self, model: Any, *, batch_size: int) -> None:
-        """`batch_size`: prompts in one pass."""
+        """`batch_size`: prompts in one pass; one where the checkpoint names no padding token, as transformers wants."""
         self._model = model
-        self._batch_size = batch_size
+        self._batch_size = 1 if model.config.get_text_config().pad_token_id is None else batch_size
         self._names: Mapping[int, str] = {int(number): name for number, name in model.config.id2label.items()}
 
     @fast_bf16()
@@ -115,7 +115,7 @@ class Classifier:
 
 
 def _like_lengths(probes: Sequence[Probe], batch_size: int) -> Iterator[list[int]]:
-    """Batches of prompts of one length, so that nothing is padded: a head reads the last token there is."""
+    """Batches of prompts of one length, so that nothing is padded: a head reads the last token that is no padding."""
 
     def length(index: int) -> int:
         return len(probes[index].prompt)

@@ -8,9 +8,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,14 +15,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.paper.task import Kind, Task
+from unlearn_serve.data.forms import LOADERS
 from unlearn_serve.errors import UnsupportedModel
 from unlearn_serve.sites import find_ffn_modules
-
-_LOADERS: dict[Kind, Any] = {
-    "decoder": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "classes": AutoModelForSequenceClassification,
-}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -49,7 +41,7 @@ def load_model(
     if classes is not None:
         settings = {"label2id": classes, "id2label": {number: name for name, number in classes.items()}}
     dtype = torch.bfloat16 if bf16 else torch.float32
-    model = _LOADERS[kind].from_pretrained(folder, dtype=dtype, local_files_only=True, **settings)
+    model = LOADERS[kind].from_pretrained(folder, dtype=dtype, local_files_only=True, **settings)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return model.to(device).eval().requires_grad_(not frozen)
 

@@ -11,13 +11,12 @@ from benchmarks.paper.experiments.methods import BOUNDED, method_of
 from benchmarks.paper.experiments.models import BASE
 from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.experiments.tofu import ORIGINAL, tofu_config, unlearn
-from benchmarks.paper.measuring import NO_ANSWERS, measures
+from benchmarks.paper.measuring import NO_ANSWERS, SHOWN, measures
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from benchmarks.paper.task import Baseline
 
 FOLDER = "tofu/blocks-study"
-SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability")
 
 
 def blocks_study_stages(sizes: Sizes) -> list[Stage]:

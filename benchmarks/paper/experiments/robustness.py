@@ -12,7 +12,7 @@ from benchmarks.paper.data.tofu import FILES, Tofu
 from benchmarks.paper.experiments.models import BASE, loaded
 from benchmarks.paper.experiments.settings import as_json
 from benchmarks.paper.experiments.tofu import ORIGINAL, plain, read_size, retrained
-from benchmarks.paper.measuring import NO_ANSWERS, read_sets, rounded
+from benchmarks.paper.measuring import NO_ANSWERS, SHOWN, read_sets, rounded
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.stages import Context, Stage
 from unlearn_serve.data import Example, encode
@@ -22,8 +22,6 @@ from unlearn_serve.training.rows import pack_row
 BITS = (8, 4)
 GROUP = 64
 """Weights that share a scale, along the input."""
-
-SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability")
 
 
 def robustness_stages(sizes: Sizes) -> list[Stage]:

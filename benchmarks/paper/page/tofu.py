@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.paper.experiments.blocks_study import FOLDER as BLOCKS
+from benchmarks.paper.measuring import SHOWN
 from benchmarks.paper.page import published
 from benchmarks.paper.page.grid import TITLES, Result, grid, spread
 from benchmarks.paper.sizes import METHODS
 from benchmarks.paper.summary import result, seeds
-
-SHOWN = ("forget.probability", "forget.extraction_strength", "retain.probability")
 
 
 def tofu(results: Path) -> str:
@@ -64,7 +64,7 @@ def _cell(title: str, found: Sequence[Result], measure: str, area: float) -> str
 
 
 def blocks_study(results: Path, choices: Iterable[str]) -> str:
-    found = {name: one for name in choices if (one := result(results, f"tofu/blocks-study/{name}")) is not None}
+    found = {name: one for name in choices if (one := result(results, f"{BLOCKS}/{name}")) is not None}
     if not found:
         return ""
     return grid(
