@@ -51,14 +51,23 @@ below, above, at_least = _ordered(operator.lt), _ordered(operator.gt), _ordered(
 """Ours against the other."""
 
 
-def accuracy(column: str, ours: str, order: Order, other: str) -> Callable[[Path], Found | None]:
-    """Two methods' accuracies in one column of the IMDB table."""
+def compared(
+    folder: str, ours: str, order: Order, other: str, *path: str, unit: str = "", factor: float = 1.0
+) -> Callable[[Path], Found | None]:
+    """One figure of two methods' results on the same rows."""
 
     def check(results: Path) -> Found | None:
-        values = (_imdb(results, name, column, "accuracy") for name in (ours, other))
-        return order(*values, " %", 100)
+        values = (mean_of(results, folder, name, *path) for name in (ours, other))
+        return order(*values, unit, factor)
 
     return check
+
+
+def accuracy(
+    column: str, ours: str, order: Order, other: str, *, folder: str = "imdb/forget10"
+) -> Callable[[Path], Found | None]:
+    """Two methods' accuracies in one column of an IMDB table."""
+    return compared(folder, ours, order, other, column, "accuracy", unit=" %", factor=100)
 
 
 def forgets_most(results: Path) -> Found | None:
@@ -81,24 +90,12 @@ def loses_most(results: Path) -> Found | None:
     return below(_imdb(results, "mend-like", "test", "accuracy"), lowest, " %", 100)
 
 
-def lm_rises(results: Path) -> Found | None:
-    """The loss on forgotten texts, EUL against re-training."""
-    return above(_imdb(results, "eul", "lm_loss"), _imdb(results, "retrain", "lm_loss"))
-
-
 def faster(results: Path) -> Found | None:
     """Seconds of EUL against those of re-training, where both were made on one machine."""
     ours, other = (mean_of(results, "imdb/mislabelled", name, "accounting", "seconds") for name in ("eul", "retrain"))
     if ours is None or other is None:
         return None
     return ours < other, f"{ours:.0f} s against {other:.0f} s, {other / ours:.1f} times"
-
-
-def summaries(results: Path) -> Found | None:
-    """ROUGE-L of summaries of forgotten dialogues, EUL against re-training."""
-    path = ("forgot", "rougeL")
-    ours, other = (mean_of(results, "samsum/forget10", name, *path) for name in ("eul", "retrain"))
-    return below(ours, other, factor=100)
 
 
 def attack(results: Path) -> Found | None:
@@ -150,9 +147,3 @@ def fused(way: str, figure: str, order: Order, unit: str) -> Callable[[Path], Fo
         return None if compared is None else (compared[0], f"{compared[1]} {unit}")
 
     return check
-
-
-def mislabelled(results: Path) -> Found | None:
-    """Accuracy on the wrong labels, EUL against re-training."""
-    ours, other = (mean_of(results, "imdb/mislabelled", name, "forgot", "accuracy") for name in ("eul", "retrain"))
-    return below(ours, other, " %", 100)

@@ -53,7 +53,7 @@ CLAIMS = (
         "lm-rises",
         "EUL's LM loss on forgotten texts is above the re-trained model's (IMDB, 10 %)",
         "2.01 against 1.56",
-        checks.lm_rises,
+        checks.compared("imdb/forget10", "eul", checks.above, "retrain", "lm_loss"),
     ),
     Claim(
         "faster",
@@ -89,7 +89,7 @@ CLAIMS = (
         "summaries",
         "EUL's summaries of forgotten dialogues are worse than the re-trained model's (SAMSum, 10 %; published: 0.5 %)",
         "37.2 against 42.0",
-        checks.summaries,
+        checks.compared("samsum/forget10", "eul", checks.below, "retrain", "forgot", "rougeL", factor=100),
     ),
     Claim(
         "without-kl",
@@ -149,6 +149,6 @@ CLAIMS = (
         "mislabelled",
         "EUL unlearns wrong labels further than re-training (accuracy on the wrong labels: 16 rows here)",
         "5.0 against 12.6 %",
-        checks.mislabelled,
+        checks.accuracy("forgot", "eul", checks.below, "retrain", folder="imdb/mislabelled"),
     ),
 )

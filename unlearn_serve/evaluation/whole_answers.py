@@ -34,22 +34,17 @@ class EncoderDecoder:
         self, probes: Sequence[Probe], *, max_new_tokens: int, advance: Callable[[int], None] = lambda _: None
     ) -> list[Reading]:
         """Read every probe; see `Source`."""
-        readings: dict[int, Reading] = {}
-        for batch in _like_lengths(probes, self._batch_size):
-            prompts = torch.tensor([probes[index].prompt for index in batch], device=self._model.device)
+
+        def read_batch(batch: Sequence[Probe], prompts: Tensor) -> Iterator[Reading]:
             encoded = self._model.get_encoder()(input_ids=prompts, attention_mask=torch.ones_like(prompts))
             texts = self._greedy(encoded, len(batch), max_new_tokens)
-            for row, index in enumerate(batch):
-                logits = self._score(encoded.last_hidden_state[row : row + 1], probes[index].answers)
-                tokens = [
-                    tokens_of(of_answer[: len(answer)], answer, closed)[0]
-                    for of_answer, answer, closed in zip(
-                        logits, probes[index].answers, probes[index].closed, strict=True
-                    )
-                ]
-                readings[index] = Reading(texts[row], tuple(tokens))
-            advance(len(batch))
-        return [readings[index] for index in range(len(probes))]
+            for row, (one, text) in enumerate(zip(batch, texts, strict=True)):
+                logits = self._score(encoded.last_hidden_state[row : row + 1], one.answers)
+                answers = zip(logits, one.answers, one.closed, strict=True)
+                tokens = tuple(tokens_of(found[: len(answer)], answer, closed)[0] for found, answer, closed in answers)
+                yield Reading(text, tokens)
+
+        return _read(probes, self._batch_size, self._model.device, read_batch, advance)
 
     def _greedy(self, encoded: BaseModelOutput, rows: int, max_new_tokens: int) -> list[str]:
         """The greedy answers. `generate` would mind what the checkpoint says of sampling and repetition."""
@@ -103,23 +98,38 @@ class Classifier:
     ) -> list[Reading]:
         """Read every probe; see `Source`."""
         del max_new_tokens  # a head generates none
-        readings: dict[int, Reading] = {}
-        for batch in _like_lengths(probes, self._batch_size):
-            prompts = torch.tensor([probes[index].prompt for index in batch], device=self._model.device)
+
+        def read_batch(batch: Sequence[Probe], prompts: Tensor) -> Iterator[Reading]:
             logits = self._model(input_ids=prompts, attention_mask=torch.ones_like(prompts)).logits
-            for of_prompt, index in zip(logits, batch, strict=True):
-                tokens = tuple(tokens_of(of_prompt[None], answer, closed=False)[0] for answer in probes[index].answers)
-                readings[index] = Reading(self._names[int(of_prompt.argmax())], tokens, is_class=True)
-            advance(len(batch))
-        return [readings[index] for index in range(len(probes))]
+            for of_prompt, one in zip(logits, batch, strict=True):
+                tokens = tuple(tokens_of(of_prompt[None], answer, closed=False)[0] for answer in one.answers)
+                yield Reading(self._names[int(of_prompt.argmax())], tokens, is_class=True)
+
+        return _read(probes, self._batch_size, self._model.device, read_batch, advance)
 
 
-def _like_lengths(probes: Sequence[Probe], batch_size: int) -> Iterator[list[int]]:
-    """Batches of prompts of one length, so that nothing is padded: a head reads the last token that is no padding."""
+def _read(
+    probes: Sequence[Probe],
+    batch_size: int,
+    device: torch.device,
+    read_batch: Callable[[Sequence[Probe], Tensor], Iterator[Reading]],
+    advance: Callable[[int], None],
+) -> list[Reading]:
+    """Read batches of probes whose prompts are of one length, so that nothing is padded; in the probes' order.
+
+    A head reads the last token that is no padding.
+    """
 
     def length(index: int) -> int:
         return len(probes[index].prompt)
 
+    readings: dict[int, Reading] = {}
     for _, found in groupby(sorted(range(len(probes)), key=length), key=length):
         same = list(found)
-        yield from (same[at : at + batch_size] for at in range(0, len(same), batch_size))
+        for start in range(0, len(same), batch_size):
+            indices = same[start : start + batch_size]
+            batch = [probes[index] for index in indices]
+            prompts = torch.tensor([one.prompt for one in batch], device=device)
+            readings |= zip(indices, read_batch(batch, prompts), strict=True)
+            advance(len(batch))
+    return [readings[index] for index in range(len(probes))]
