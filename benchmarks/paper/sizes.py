@@ -43,6 +43,19 @@ class SequenceSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopSize:
+    """LoRA and `eul-bounded` on TOFU, whose answers are long and held to the letter: more guards, and stricter ones."""
+
+    steps: int
+    """At most, for each author."""
+
+    guard_rows: int
+    retain_tolerance: float
+    row_tokens: int
+    """Short rows of packed examples: on a CPU attention over long ones costs as much as the blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """All that differs between a full and a quick run."""
 
@@ -83,6 +96,7 @@ class Sizes:
     """Authors that the tables take out."""
 
     tofu_methods: tuple[str, ...]
+    tofu_stop: StopSize
     tofu_seeds: tuple[int, ...]
     """Of `eul-bounded` for one author; the models that it starts from have one."""
 
@@ -135,6 +149,7 @@ FULL = Sizes(
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_stop=StopSize(steps=30, guard_rows=64, retain_tolerance=0.003, row_tokens=512),
     tofu_seeds=(0, 1, 2),
     sequence=SequenceSize(
         steps=(1, 2, 3, 5, 10, 20),
@@ -177,6 +192,7 @@ QUICK = Sizes(
     tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
     tofu_forget=(1, 2),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_stop=StopSize(steps=12, guard_rows=8, retain_tolerance=0.01, row_tokens=512),
     tofu_seeds=(0, 1),
     sequence=SequenceSize(
         steps=(1, 2, 3),

@@ -7,6 +7,7 @@ states at the first block that has a layer.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,11 +117,18 @@ class FrozenOutputs:
 
     def student_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
         """Return the model's logits [A, V] that predict the row's answer tokens, layers as they are."""
-        context: AbstractContextManager[Any] = nullcontext()
-        if self._trunk and self.replays and all(member in self._hidden for member in row.members):
-            context = self._trunk.replay(self._hidden_of(row))
-        with context:
+        with self._replaying(row):
             return self._logits_of(forward, row)
+
+    def run_layers(self, forward: nn.Module, row: Row) -> None:
+        """Run the row through the layers, for hooks to read; of the output layer, large as it is, one token."""
+        with self._replaying(row):
+            self._logits_of(forward, replace(row, predictors=row.predictors[:1]))
+
+    def _replaying(self, row: Row) -> AbstractContextManager[Any]:
+        if self._trunk and self.replays and all(member in self._hidden for member in row.members):
+            return self._trunk.replay(self._hidden_of(row))
+        return nullcontext()
 
     @torch.no_grad()
     def teacher_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:

@@ -33,7 +33,7 @@ def record_grams(
     """
     with _summing(model, adapter_name, sketch_rows) as sums:
         for row in outputs.rows(members):
-            outputs.student_logits(forward, row)
+            outputs.run_layers(forward, row)
             advance(len(row.members))
     return {block: SiteGrams(down=down.result(), up=up.result()) for block, (down, up) in sorted(sums.items())}
 
@@ -56,21 +56,27 @@ def forgotten_and_retained(
     return {block: replace(one, retained=retained[block] if retain else None) for block, one in forgotten.items()}
 
 
-class _ExactGram:
+class ExactGram:
     """Sums x x^T, fp32 [n, n]."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._gram = torch.zeros(size, size, device=device)
 
     def add(self, x: torch.Tensor) -> None:
+        """Add the rows of x [tokens, n]."""
         x = x.float()
         self._gram.addmm_(x.T, x)
 
+    def hook(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        """Add what a module is about to read: a forward pre-hook."""
+        self.add(args[0].reshape(-1, args[0].shape[-1]))
+
     def result(self) -> torch.Tensor:
+        """Return the sum, on the CPU."""
         return self._gram.cpu()
 
 
-_Sums = dict[int, tuple[_ExactGram | GramSketcher, _ExactGram]]
+_Sums = dict[int, tuple[ExactGram | GramSketcher, ExactGram]]
 
 
 @contextmanager
@@ -82,8 +88,8 @@ def _summing(model: PeftModel, adapter_name: str, sketch_rows: int | None) -> It
             continue
         down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
         device, d = down.weight.device, down.in_features
-        gram = _ExactGram(d, device) if sketch_rows is None else GramSketcher(sketch_rows, d, device)
-        sums[layer.block] = gram, _ExactGram(up.in_features, device)
+        gram = ExactGram(d, device) if sketch_rows is None else GramSketcher(sketch_rows, d, device)
+        sums[layer.block] = gram, ExactGram(up.in_features, device)
         for linear, one in zip((down, up), sums[layer.block], strict=True):
             handles.append(linear.register_forward_pre_hook(_adder(one)))
     try:
@@ -93,7 +99,7 @@ def _summing(model: PeftModel, adapter_name: str, sketch_rows: int | None) -> It
             handle.remove()
 
 
-def _adder(gram: _ExactGram | GramSketcher) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _adder(gram: ExactGram | GramSketcher) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def add(_: nn.Module, args: tuple[Any, ...]) -> None:
         gram.add(args[0].reshape(-1, args[0].shape[-1]))
 

@@ -14,9 +14,11 @@ from benchmarks.paper.experiments.methods import (
     LAYERS,
     at_holdout_level,
     fit_of,
+    guards_on_tofu,
     method_of,
     read_by,
     seeds_of,
+    taking_out,
 )
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
@@ -57,7 +59,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
     ]
     for count in sizes.tofu_forget:
         for name in sizes.tofu_methods:
-            method = method_of(name, "tofu", sizes)
+            method = taking_out(method_of(name, "tofu", sizes), count, sizes)
             stages += [
                 Stage(
                     name=f"tofu/forget{count}/{name}-seed{seed}",
@@ -65,7 +67,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     config={
                         **shared,
                         "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
-                        "guard_rows": sizes.guard_rows,
+                        "guard_rows": guards_on_tofu(method, sizes),
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,
