@@ -1,12 +1,12 @@
 """All stages of a size, in the order in which they run."""
 
-from benchmarks.paper.experiments.blocks_study import blocks_study_stages
 from benchmarks.paper.experiments.gram_study import gram_study_stages
 from benchmarks.paper.experiments.models import base_stage
 from benchmarks.paper.experiments.precision import precision_stages
 from benchmarks.paper.experiments.robustness import robustness_stages
 from benchmarks.paper.experiments.sequence import sequence_stages
 from benchmarks.paper.experiments.step import step_stages
+from benchmarks.paper.experiments.studies import blocks_study_stages, guards_study_stages
 from benchmarks.paper.experiments.tables import table_stages
 from benchmarks.paper.experiments.tofu import tofu_stages
 from benchmarks.paper.experiments.variations import variation_stages
@@ -24,6 +24,7 @@ def plan(sizes: Sizes) -> list[Stage]:
         *sequence_stages(sizes),
         *gram_study_stages(sizes),
         *blocks_study_stages(sizes),
+        *guards_study_stages(sizes),
         *robustness_stages(sizes),
         *table_stages(sizes),
         *variation_stages(sizes),

@@ -43,19 +43,6 @@ class SequenceSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopSize:
-    """LoRA and `eul-bounded` on TOFU, whose answers are long and held to the letter: more guards, and stricter ones."""
-
-    steps: int
-    """At most, for each author."""
-
-    guard_rows: int
-    retain_tolerance: float
-    row_tokens: int
-    """Short rows of packed examples: on a CPU attention over long ones costs as much as the blocks."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """All that differs between a full and a quick run."""
 
@@ -74,6 +61,9 @@ class Sizes:
 
     blocks_study: Mapping[str, tuple[int, ...]]
     """Where they sit in a study of which blocks matter, by the name of the stage."""
+
+    guards_study: tuple[int, ...]
+    """Retained rows that it reads in a study of how many are needed; the largest: all that one author leaves."""
 
     steps: int
     """Optimiser steps of the bounded objective at most."""
@@ -96,7 +86,6 @@ class Sizes:
     """Authors that the tables take out."""
 
     tofu_methods: tuple[str, ...]
-    tofu_stop: StopSize
     tofu_seeds: tuple[int, ...]
     """Of `eul-bounded` for one author; the models that it starts from have one."""
 
@@ -140,6 +129,7 @@ FULL = Sizes(
         "last-8": tuple(range(22, 30)),
         "all-30": tuple(range(30)),
     },
+    guards_study=(40, 80, 200),
     steps=60,
     learning_rate=4e-3,
     eul_learning_rates={"tofu": 2e-3, "imdb": 9.25e-4, "samsum": 1.5e-3},
@@ -149,7 +139,6 @@ FULL = Sizes(
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
-    tofu_stop=StopSize(steps=30, guard_rows=64, retain_tolerance=0.003, row_tokens=512),
     tofu_seeds=(0, 1, 2),
     sequence=SequenceSize(
         steps=(1, 2, 3, 5, 10, 20),
@@ -183,6 +172,7 @@ QUICK = Sizes(
     fit_precision="fp32",
     rank=8,
     blocks_study={"first-2": (0, 1), "last-2": (2, 3)},
+    guards_study=(4, 16),
     steps=12,
     learning_rate=5e-2,
     eul_learning_rates={"tofu": 5e-2, "imdb": 5e-2, "samsum": 5e-2},
@@ -192,7 +182,6 @@ QUICK = Sizes(
     tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
     tofu_forget=(1, 2),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
-    tofu_stop=StopSize(steps=12, guard_rows=8, retain_tolerance=0.01, row_tokens=512),
     tofu_seeds=(0, 1),
     sequence=SequenceSize(
         steps=(1, 2, 3),

@@ -75,23 +75,34 @@ def _over(value: float, original: float) -> float | None:
 
 
 def speedup(results: Path, task: str, forget: str | int) -> float | None:
-    """Seconds of re-training over those of `eul-bounded`, the median over seeds."""
-    ours = seeds(results, f"{task}/forget{forget}", "eul-bounded")
+    """Seconds of re-training over those of `eul-bounded`, the median over seeds; None where machines differ."""
+    ours = _records(results, f"{task}/forget{forget}", "eul-bounded")
     retrained = (
-        result(results, f"tofu/retrained{forget}")
+        read_result(results, f"tofu/retrained{forget}")
         if task == "tofu"
-        else next(iter(seeds(results, f"{task}/forget{forget}", "retrain")), None)
+        else next(iter(_records(results, f"{task}/forget{forget}", "retrain")), None)
     )
-    if retrained is None or not ours:
+    if retrained is None or not ours or len({machine_of(one) for one in (retrained, *ours)}) > 1:
         return None
-    spent = statistics.median(one["accounting"]["seconds"] for one in ours)
-    return rounded(retrained["accounting"]["seconds"] / spent)
+    spent = statistics.median(one["result"]["accounting"]["seconds"] for one in ours)
+    return rounded(retrained["result"]["accounting"]["seconds"] / spent)
+
+
+def machine_of(record: Mapping[str, Any]) -> str:
+    """What it is called; and of CPUs without AVX-512, for which one name stands too, that they are: they are slower."""
+    found = record["machine"]
+    instructions = found.get("instructions")
+    slow = instructions is not None and "avx512f" not in instructions
+    return f"{found['cpu']}{' without AVX-512' if slow else ''}"
 
 
 def seeds(results: Path, folder: str, method: str) -> list[dict[str, Any]]:
     """The results of a method on one request, a seed each."""
-    files = sorted((results / folder).glob(f"{method}-seed*.json"))
-    return [json.loads(file.read_text())["result"] for file in files]
+    return [one["result"] for one in _records(results, folder, method)]
+
+
+def _records(results: Path, folder: str, method: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((results / folder).glob(f"{method}-seed*.json"))]
 
 
 def result(results: Path, name: str) -> dict[str, Any] | None:

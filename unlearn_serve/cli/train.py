@@ -64,13 +64,6 @@ def train(
             help="Scale the layers down to where the target is just met; default: with --holdout and --retrained.",
         ),
     ] = None,
-    spare: Annotated[
-        bool | None,
-        typer.Option(
-            "--spare/--no-spare",
-            help="Before that, take them out of the retained rows' way; default: with --holdout and --retrained.",
-        ),
-    ] = None,
     retain_tolerance: Annotated[
         float | None, typer.Option(help="Stop only while retained answers moved by at most this KL, nats a token.")
     ] = None,
@@ -127,7 +120,6 @@ def train(
         "retrained": retrained,
         "reference": reference,
         "land": land,
-        "spare": spare,
         "retain_tolerance": retain_tolerance,
         "gold_only": gold_only,
         "lm_on_text": lm_on_text,

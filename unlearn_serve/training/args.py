@@ -134,10 +134,6 @@ class TrainArgs:
     """Scale the layers down to where the target is just met, once training is past it (`landing.land`). None: where the
     target is the level of a model that never saw the rows (`holdout`, `retrained`)."""
 
-    spare: bool | None = None
-    """Before that, take the layers out of the way of what retained rows read (`sparing.spared`). None: where the layers
-    land and there are retained rows to spare, as `land` has it."""
-
     retain_tolerance: float = 0.01
     """Mean KL(F || F(f)) per retained answer token, in nats, that early stopping allows."""
 
@@ -180,8 +176,6 @@ class TrainArgs:
             raise TrainingError("holdout and retrained: expected one of them, got both; each says when to stop")
         if self.extraction_target is not None and self.forget_target is None:
             raise TrainingError("extraction_target: expected forget_target beside it, got none; it is read beside that")
-        if self.spare and not self.lands:
-            raise TrainingError("spare: expected layers that land, got none; set land, or give holdout or retrained")
         if self.objective.refuses and self.gold_only:
             raise TrainingError("gold_only: a refusal takes the place of a whole answer; set gold_only to False")
         if (self.reference is not None) != bool(self.objective.forget_reference):
@@ -203,19 +197,12 @@ class TrainArgs:
         """Whether the layers are scaled down at the end, see `land`."""
         return self.land if self.land is not None else bool(self.holdout or self.retrained)
 
-    @property
-    def spares(self) -> bool:
-        """Whether layers that land are first taken out of the retained rows' way, see `spare`."""
-        wanted = self.spare if self.spare is not None else bool(self.holdout or self.retrained)
-        return wanted and self.lands and self.retain is not None
-
     def settings(self) -> dict[str, float | int | str | bool]:
         """Return what shaped the training, flat, for the manifest: no paths, no data."""
         chosen: dict[str, float | int | str | bool] = {
             name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None
         }
         chosen["land"] = self.lands
-        chosen["spare"] = self.spares
         chosen.update({item.name: getattr(self.objective, item.name) for item in fields(self.objective)})
         return chosen
 

@@ -223,7 +223,6 @@ def build_trainer(
                 retain_tolerance=args.retain_tolerance,
             ),
             lands=args.lands,
-            spare=examples.retain if args.spares else (),
         )
         own.append(stop)
     task = progress.add_task("frozen model", total=len(examples.encoded))
@@ -242,8 +241,6 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)  # the log and the bar say it
     if trainer.is_fsdp_enabled:
         outputs.replays = False  # sharded blocks must all run: skipping one would skip its gathering
-        if stop is not None:
-            stop.spare = ()  # which needs whole matrices
     for callback in own:
         callback.trainer = trainer
     return trainer, stop

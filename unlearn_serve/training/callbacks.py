@@ -93,15 +93,13 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         retain: Sequence[int],
         target: Target,
         lands: bool,
-        spare: Sequence[int] = (),
     ) -> None:
         """`plans_per_step`: micro-steps, of all processes, in an optimiser step. `retain`: those that checks read.
 
-        `lands`: the layers are scaled down to where the target is just met, see `land`; `spare`: see there.
+        `lands`: the layers are scaled down to where the target is just met, see `land`.
         """
         self.trainer: UnlearnTrainer | None = None
         self.reached: Landing | None = None
-        self.spare = spare
         self._log = log
         self._plans = plans
         self._plans_per_step = plans_per_step
@@ -121,7 +119,7 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         levels = measure(*model, self._forget, () if self._lands else self._retain, target=target)
         self._log.write(state.global_step, check=levels.as_dict())
         if self._lands and target.forgotten(levels):
-            self.reached = land(*model, self._forget, self._retain, target=target, spare=self.spare)
+            self.reached = land(*model, self._forget, self._retain, target=target)
         elif target.reached(levels):
             self.reached = Landing(1.0, levels)
         control.should_training_stop |= self.reached is not None

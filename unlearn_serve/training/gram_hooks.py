@@ -56,27 +56,21 @@ def forgotten_and_retained(
     return {block: replace(one, retained=retained[block] if retain else None) for block, one in forgotten.items()}
 
 
-class ExactGram:
+class _ExactGram:
     """Sums x x^T, fp32 [n, n]."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._gram = torch.zeros(size, size, device=device)
 
     def add(self, x: torch.Tensor) -> None:
-        """Add the rows of x [tokens, n]."""
         x = x.float()
         self._gram.addmm_(x.T, x)
 
-    def hook(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        """Add what a module is about to read: a forward pre-hook."""
-        self.add(args[0].reshape(-1, args[0].shape[-1]))
-
     def result(self) -> torch.Tensor:
-        """Return the sum, on the CPU."""
         return self._gram.cpu()
 
 
-_Sums = dict[int, tuple[ExactGram | GramSketcher, ExactGram]]
+_Sums = dict[int, tuple[_ExactGram | GramSketcher, _ExactGram]]
 
 
 @contextmanager
@@ -88,8 +82,8 @@ def _summing(model: PeftModel, adapter_name: str, sketch_rows: int | None) -> It
             continue
         down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
         device, d = down.weight.device, down.in_features
-        gram = ExactGram(d, device) if sketch_rows is None else GramSketcher(sketch_rows, d, device)
-        sums[layer.block] = gram, ExactGram(up.in_features, device)
+        gram = _ExactGram(d, device) if sketch_rows is None else GramSketcher(sketch_rows, d, device)
+        sums[layer.block] = gram, _ExactGram(up.in_features, device)
         for linear, one in zip((down, up), sums[layer.block], strict=True):
             handles.append(linear.register_forward_pre_hook(_adder(one)))
     try:
@@ -99,7 +93,7 @@ def _summing(model: PeftModel, adapter_name: str, sketch_rows: int | None) -> It
             handle.remove()
 
 
-def _adder(gram: ExactGram | GramSketcher) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _adder(gram: _ExactGram | GramSketcher) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def add(_: nn.Module, args: tuple[Any, ...]) -> None:
         gram.add(args[0].reshape(-1, args[0].shape[-1]))
 

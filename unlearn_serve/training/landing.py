@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unlearn_serve.training.frozen import FrozenOutputs
 from unlearn_serve.training.levels import Levels, Target, forget_levels, measure
-from unlearn_serve.training.sparing import outer_maps, spared
 
 HALVINGS = 5
 """Of the interval that the scale is looked for in: to 1/32."""
-
-SPARED_UP_TO = 2.0
-"""Scale that spared layers may need, for forgotten answers too feel a part of what they lost."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +22,15 @@ class Landing:
     """Where the layers were left."""
 
     scale: float
-    """s, in (0, 1], of spared layers in (0, `SPARED_UP_TO`]: what W_up was multiplied by."""
+    """s, in (0, 1]: what W_up was multiplied by."""
 
     levels: Levels
     """What they are there."""
 
-    spared: bool = False
-    """Whether W_up is the one that was taken out of the retained rows' way, see `spared`."""
-
 
 @torch.no_grad()
 def land(
-    outputs: FrozenOutputs,
-    forward: nn.Module,
-    forget: Sequence[int],
-    retain: Sequence[int],
-    *,
-    target: Target,
-    spare: Sequence[int] = (),
+    outputs: FrozenOutputs, forward: nn.Module, forget: Sequence[int], retain: Sequence[int], *, target: Target
 ) -> Landing | None:
     """Scale every W_up by the smallest s at which forgotten answers are at their target, found by bisection.
 
@@ -56,45 +43,28 @@ def land(
         forget: examples that it is measured on, `HALVINGS` times.
         retain: retained examples that the last measurement reads.
         target: the levels.
-        spare: retained examples out of whose way the layers are taken, see `spared`, where retained answers move less
-            so than as trained. None of them: not tried.
 
     Returns:
         None, and the weights as they were, where retained answers miss their tolerance even so.
     """
-    maps = outer_maps(forward)
-    trained = [one.weight.detach().clone() for one in maps]
-    candidates = [(trained, 1.0)]
-    if spare:
-        candidates.append((spared(outputs, forward, forget, spare, maps), SPARED_UP_TO))
+    outer = [weight for name, weight in forward.named_parameters() if "lora_B" in name]
+    trained = [weight.clone() for weight in outer]
 
-    def settle(weights: Sequence[Tensor], most: float) -> Landing | None:
-        def forgotten(scale: float) -> bool:
-            _scale(maps, weights, scale)
-            return target.forgotten(forget_levels(outputs, forward, forget))
+    def scale(by: float) -> None:
+        for weight, whole in zip(outer, trained, strict=True):
+            weight.copy_(by * whole)
 
-        if weights is not trained and not forgotten(most):
-            return None
-        short, enough = 0.0, most
-        for _ in range(HALVINGS):
-            middle = (short + enough) / 2
-            if forgotten(middle):
-                enough = middle
-            else:
-                short = middle
-        _scale(maps, weights, enough)
-        return Landing(enough, measure(outputs, forward, forget, retain), spared=weights is not trained)
-
-    settled = [(settle(*one), one[0]) for one in candidates]
-    landed = [(found, weights) for found, weights in settled if found and target.reached(found.levels)]
-    if not landed:
-        _scale(maps, trained, 1.0)
-        return None
-    best, weights = min(landed, key=lambda one: one[0].levels.retain_kl)
-    _scale(maps, weights, best.scale)
-    return best
-
-
-def _scale(maps: Sequence[nn.Linear], weights: Sequence[Tensor], by: float) -> None:
-    for one, weight in zip(maps, weights, strict=True):
-        one.weight.copy_(by * weight)
+    short, enough = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (short + enough) / 2
+        scale(middle)
+        if target.forgotten(forget_levels(outputs, forward, forget)):
+            enough = middle
+        else:
+            short = middle
+    scale(enough)
+    levels = measure(outputs, forward, forget, retain)
+    if target.reached(levels):
+        return Landing(enough, levels)
+    scale(1.0)
+    return None

@@ -114,7 +114,6 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             "steps": trainer.state.global_step,
             "stopped_early": stop is not None and stop.reached is not None,
             "landed_at_scale": landing.scale,
-            "spared": landing.spared,
             **{f"reached_{name}": value for name, value in landing.levels.as_dict().items()},
         }
         write_manifest(args.out, build_manifest(args, args.out, sites, outcome, two_stacks=has_two_stacks(base)))

@@ -12,9 +12,6 @@ from unlearn_serve.format import read_adapter_dir
 from unlearn_serve.layers import load_adapter
 from unlearn_serve.training import Name, train
 
-ENDED = ("stopped_early", "landed_at_scale", "spared")
-"""What a manifest says of how training ended, beside the levels reached."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Eul:
@@ -51,7 +48,9 @@ class Eul:
             adapter=adapter,
             details={
                 "settings": json_settings(args),
-                **{key: value for key, value in outcome.items() if key in ENDED or key.startswith("reached_")},
+                **{
+                    key: value for key, value in outcome.items() if key == "stopped_early" or key.startswith("reached_")
+                },
             },
         )
         return found.written(folder)

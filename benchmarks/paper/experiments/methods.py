@@ -46,27 +46,6 @@ def method_of(name: str, data: Data, sizes: Sizes) -> Baseline:
     return method
 
 
-def taking_out(method: Baseline, authors: int, sizes: Sizes) -> Baseline:
-    """LoRA and `eul-bounded` as they take out so many of TOFU's authors; other methods as they are."""
-    if method.name not in STOPPING:
-        return method
-    chosen: Any = method
-    size = sizes.tofu_stop
-    strict = {
-        "max_steps": authors * size.steps,
-        "retain_tolerance": size.retain_tolerance,
-        "row_tokens": size.row_tokens,
-        "spare": True,
-        "land": True,
-    }
-    return dataclasses.replace(chosen, settings={**chosen.settings, **strict})
-
-
-def guards_on_tofu(method: Baseline, sizes: Sizes) -> int:
-    """Retained rows that a method which freezes the model reads of TOFU."""
-    return sizes.tofu_stop.guard_rows if method.name in STOPPING else sizes.guard_rows
-
-
 def seeds_of(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """The seeds that a method is run with: the first alone where it has no spread."""
     return seeds if name == BOUNDED else seeds[:1]

@@ -14,11 +14,9 @@ from benchmarks.paper.experiments.methods import (
     LAYERS,
     at_holdout_level,
     fit_of,
-    guards_on_tofu,
     method_of,
     read_by,
     seeds_of,
-    taking_out,
 )
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
@@ -59,7 +57,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
     ]
     for count in sizes.tofu_forget:
         for name in sizes.tofu_methods:
-            method = taking_out(method_of(name, "tofu", sizes), count, sizes)
+            method = method_of(name, "tofu", sizes)
             stages += [
                 Stage(
                     name=f"tofu/forget{count}/{name}-seed{seed}",
@@ -67,7 +65,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     config={
                         **shared,
                         "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
-                        "guard_rows": guards_on_tofu(method, sizes),
+                        "guard_rows": sizes.guard_rows,
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,

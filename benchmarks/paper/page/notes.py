@@ -55,6 +55,13 @@ each row is computed once, and forget least beyond the hold-out level. Layers in
 rate, go further and keep less.
 """,
     ),
+    "guards_study": (
+        "How many rows guard the rest",
+        """
+One author forgotten by `EUL-bounded`, which reads so many of the rows that stay; everything else is as above, one
+seed.
+""",
+    ),
     "sequence": (
         "A sequence of deletion requests",
         """

@@ -13,7 +13,7 @@ from benchmarks.paper.page.notes import INTRODUCTION, SECTIONS
 from benchmarks.paper.page.pictures import draw
 from benchmarks.paper.sizes import Sizes
 from benchmarks.paper.summary import NAME as SUMMARY
-from benchmarks.paper.summary import write_summary
+from benchmarks.paper.summary import machine_of, write_summary
 
 
 def render(results: Path, page: Path, sizes: Sizes) -> str:
@@ -25,6 +25,7 @@ def render(results: Path, page: Path, sizes: Sizes) -> str:
         _bars(summary),
         _section(sizes, "tofu", tofu.tofu(results), pictures.get("tofu")),
         _section(sizes, "blocks_study", tofu.blocks_study(results, sizes.blocks_study)),
+        _section(sizes, "guards_study", tofu.guards_study(results, sizes.guards_study)),
         _section(sizes, "sequence", tofu.sequence(summary), pictures.get("sequence")),
         _section(sizes, "gram_study", tofu.gram_study(results)),
         _section(sizes, "robustness", tofu.robustness(results), pictures.get("robustness")),
@@ -67,7 +68,7 @@ def _made(results: Path) -> str:
     records = [json.loads(path.read_text()) for path in files]
     if not records:
         return ""
-    machines = sorted({_machine(one["machine"]) for one in records})
+    machines = sorted({machine_of(one) for one in records})
     versions = records[-1]["versions"]
     total = sum(one["seconds"] for one in records)
     return (
@@ -83,15 +84,8 @@ def _wall(records: Sequence[Mapping[str, Any]]) -> str:
     """What it comes to with two stages side by side; on several machines only what each of them did."""
     by_machine: dict[str, float] = {}
     for one in records:
-        by_machine[_machine(one["machine"])] = by_machine.get(_machine(one["machine"]), 0.0) + one["seconds"]
+        by_machine[machine_of(one)] = by_machine.get(machine_of(one), 0.0) + one["seconds"]
     if len(by_machine) == 1:
         return f"Two side by side that is {sum(by_machine.values()) / 2 / 3600:.1f} hours."
     shares = ", ".join(f"{seconds / 60:.0f} on {name}" for name, seconds in sorted(by_machine.items()))
     return f"({shares}.) What all of it takes from nothing on one of them is not measured."
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    """What it is called; and of CPUs without AVX-512, for which one name stands too, that they are: they are slower."""
-    instructions = found.get("instructions")
-    slow = instructions is not None and "avx512f" not in instructions
-    return f"{found['cpu']}{' without AVX-512' if slow else ''}"

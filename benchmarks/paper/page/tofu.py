@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.paper.experiments.blocks_study import FOLDER as BLOCKS
+from benchmarks.paper.experiments.studies import BLOCKS, GUARDS, KEPT_WORDS
 from benchmarks.paper.measuring import SHOWN
 from benchmarks.paper.page import published
 from benchmarks.paper.page.grid import TITLES, Result, grid, spread
@@ -64,15 +64,24 @@ def _cell(title: str, found: Sequence[Result], measure: str, area: float) -> str
 
 
 def blocks_study(results: Path, choices: Iterable[str]) -> str:
-    found = {name: one for name in choices if (one := result(results, f"{BLOCKS}/{name}")) is not None}
+    return _study(results, BLOCKS, "layers in", choices, {})
+
+
+def guards_study(results: Path, choices: Iterable[int]) -> str:
+    return _study(results, GUARDS, "rows read", map(str, choices), {KEPT_WORDS: "exact match"})
+
+
+def _study(results: Path, folder: str, what: str, choices: Iterable[str], beside: dict[str, str]) -> str:
+    found = {name: one for name in choices if (one := result(results, f"{folder}/{name}")) is not None}
     if not found:
         return ""
+    columns = ("forgot: probability", "extraction strength", "retained: probability", *beside.values())
     return grid(
-        ("layers in", "forgot: probability", "extraction strength", "retained: probability", "steps", "seconds", ""),
+        (what, *columns, "steps", "seconds", ""),
         [
             (
                 name.replace("-", " "),
-                *(f"{one['measures'][measure]['value']:.3f}" for measure in SHOWN),
+                *(f"{one['measures'][measure]['value']:.3f}" for measure in (*SHOWN, *beside)),
                 f"{one['steps']}",
                 f"{one['seconds']:.0f}",
                 "" if one["reached"] else "out of steps",
