@@ -14,7 +14,6 @@ from benchmarks.paper.experiments.methods import (
     LAYERS,
     at_holdout_level,
     fit_of,
-    guards_of,
     method_of,
     read_by,
     seeds_of,
@@ -66,7 +65,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     config={
                         **shared,
                         "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
-                        "guard_rows": guards_of(name, count, sizes),
+                        "guard_rows": sizes.guard_rows,
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,
