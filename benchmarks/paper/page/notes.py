@@ -11,9 +11,9 @@ not figures**. A value with a bracket behind it is the mean over seeds with the 
 model on TOFU, with the 95 % bootstrap interval over rows. Only `EUL-bounded` on TOFU with one author has three seeds;
 all else has one, for time, so that an order of two neighbours in a table may be chance.
 
-The rows of EUL, the ablation, the mislabelled rows, the study of blocks and all of "Does it stay forgotten" were made
-later than the others, on a CPU of the same name that has no AVX-512, where a step takes about three times as long,
-and from fine-tuned models and layers that were made again there (of the same rows and seeds; bfloat16 sums differ,
+The rows of EUL, the ablation, the mislabelled rows, the studies of blocks and of guards and all of "Does it stay
+forgotten" were made later than the others, on a CPU of the same name that has no AVX-512, where a step takes about
+three times as long, and from fine-tuned models and layers that were made again there (of the same rows and seeds; bfloat16 sums differ,
 and a layer lands elsewhere). Compare their seconds with each other only. TOFU's original was made first of all and
 took longer a step than those re-trained, which its record does not explain.
 
@@ -42,8 +42,8 @@ of the retained rows, all others all of them; fine-tune and reverse gradient tak
 high; but that is a test on 8, 16 and 32 rows, which has little power: MEND-like, which destroys the answers, passes
 it (above 0.05) with one author and two, and `EUL-bounded` fails it with two. Greedy answers end after
 {s.answer_tokens} tokens, which many right answers exceed, so that even the original says little more than half of
-what stays word for word. By that measure the bar is missed, as the re-trained model, which lost nothing, misses it;
-by utility and by probability it holds.
+what stays word for word. By that measure the bar is missed; by utility and by probability it holds. More guards mend
+it: "How many rows guard the rest".
 """,
     ),
     "blocks_study": (
@@ -58,8 +58,10 @@ rate, go further and keep less.
     "guards_study": (
         "How many rows guard the rest",
         """
-One author forgotten by `EUL-bounded`, which reads so many of the rows that stay; everything else is as above, one
-seed.
+One author forgotten by `EUL-bounded`, which reads so many of the rows that stay ({kept} there are); everything else
+is as above, one seed, on the CPU without AVX-512. The more it reads, the less what stays moves, down to each word:
+with 80 the exact match is above 0.97 of the original's 0.565, with all of them next to nothing is lost. A row costs
+its pass through the frozen model, and the run takes more steps until its target is met.
 """,
     ),
     "sequence": (

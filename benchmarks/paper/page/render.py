@@ -55,7 +55,8 @@ def _section(sizes: Sizes, name: str, body: str, picture: str | None = None) -> 
 
 def _worded(text: str, sizes: Sizes) -> str:
     authors = sizes.tofu.requests + sizes.tofu.guards
-    return text.strip().format(s=sizes, authors=authors)
+    kept = (authors - 1) * sizes.tofu.questions
+    return text.strip().format(s=sizes, authors=authors, kept=kept)
 
 
 def _bars(summary: Result) -> str:
