@@ -64,6 +64,15 @@ def test_bars_hold_only_inside_the_interval(tmp_path: Path) -> None:
     assert verdicts["TOFU, 1 author: probability of what was forgotten"] is False
 
 
+def test_seconds_of_two_machines_give_no_ratio(tmp_path: Path) -> None:
+    """One name stands for CPUs with and without AVX-512."""
+    _write_tofu(tmp_path, forgotten=0.2)
+    path = tmp_path / "tofu" / "retrained1.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "machine": {"cpu": "One", "instructions": ["avx2"]}}))
+    assert write_summary(tmp_path)["speedup_over_retrain"] is None
+
+
 def test_a_measure_that_the_original_has_nothing_of_gives_no_ratio(tmp_path: Path) -> None:
     _write_tofu(tmp_path, forgotten=0.2, retained=0.0)
     summary = write_summary(tmp_path)
@@ -99,7 +108,7 @@ def _write_tofu(results: Path, *, forgotten: float, retained: float = 0.98) -> N
     def write(name: str, result: dict[str, Any]) -> None:
         path = results / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"result": result}))
+        path.write_text(json.dumps({"result": result, "machine": {"cpu": "One", "instructions": ["avx512f"]}}))
 
     def of(forget: float) -> dict[str, dict[str, float]]:
         return {name: measured(forget if name.startswith("forget") else retained) for name in levels}

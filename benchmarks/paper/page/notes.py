@@ -13,9 +13,9 @@ all else has one, for time, so that an order of two neighbours in a table may be
 
 The rows of EUL, the ablation, the mislabelled rows, the studies of blocks and of guards and all of "Does it stay
 forgotten" were made later than the others, on a CPU of the same name that has no AVX-512, where a step takes about
-three times as long, and from fine-tuned models and layers that were made again there (of the same rows and seeds; bfloat16 sums differ,
-and a layer lands elsewhere). Compare their seconds with each other only. TOFU's original was made first of all and
-took longer a step than those re-trained, which its record does not explain.
+three times as long, and from fine-tuned models and layers that were made again there (of the same rows and seeds;
+bfloat16 sums differ, and a layer lands elsewhere). Compare their seconds with each other only. TOFU's original was
+made first of all and took longer a step than those re-trained, which its record does not explain.
 
 There is no row for T5, the paper's model: layers for it are trained, fused and scored by the same commands
 ([training.md](training.md), tested on small models), but the experiments are on one decoder that the engine serves.
