@@ -86,6 +86,9 @@ class Sizes:
     """Authors that the tables take out."""
 
     tofu_methods: tuple[str, ...]
+    tofu_guard_rows: int
+    """Those that `eul-bounded` reads for one author, whose request is held to the word; see `guards_study`."""
+
     tofu_seeds: tuple[int, ...]
     """Of `eul-bounded` for one author; the models that it starts from have one."""
 
@@ -139,6 +142,7 @@ FULL = Sizes(
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_guard_rows=80,
     tofu_seeds=(0, 1, 2),
     sequence=SequenceSize(
         steps=(1, 2, 3, 5, 10, 20),
@@ -182,6 +186,7 @@ QUICK = Sizes(
     tofu_fit=Fit(learning_rate=5e-3, epochs=20, batch_size=8),
     tofu_forget=(1, 2),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
+    tofu_guard_rows=16,
     tofu_seeds=(0, 1),
     sequence=SequenceSize(
         steps=(1, 2, 3),

@@ -46,6 +46,11 @@ def method_of(name: str, data: Data, sizes: Sizes) -> Baseline:
     return method
 
 
+def guards_of(name: str, authors: int, sizes: Sizes) -> int:
+    """Retained rows that a method which freezes the model reads when so many of TOFU's authors go."""
+    return sizes.tofu_guard_rows if name == BOUNDED and authors == 1 else sizes.guard_rows
+
+
 def seeds_of(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """The seeds that a method is run with: the first alone where it has no spread."""
     return seeds if name == BOUNDED else seeds[:1]

@@ -14,6 +14,7 @@ from benchmarks.paper.experiments.methods import (
     LAYERS,
     at_holdout_level,
     fit_of,
+    guards_of,
     method_of,
     read_by,
     seeds_of,
@@ -65,7 +66,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     config={
                         **shared,
                         "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
-                        "guard_rows": sizes.guard_rows,
+                        "guard_rows": guards_of(name, count, sizes),
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,
