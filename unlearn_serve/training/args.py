@@ -86,8 +86,9 @@ class TrainArgs:
     max_length: int = 512
     """Tokens that an example may have; longer ones are refused, never cut."""
 
-    row_tokens: int = 2048
-    """Tokens that examples are packed into rows of, in one pass of the model."""
+    row_tokens: int = 512
+    """Tokens that examples are packed into rows of, in one pass of the model. Attention's cost per token grows with it,
+    across examples that do not see each other; fewer than some hundreds leave matrix products short."""
 
     gold_only: bool = True
     """Where a forgotten answer contains its row's gold string, forget that string alone and hold the words before it
