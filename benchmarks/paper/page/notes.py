@@ -51,9 +51,9 @@ what stays word for word.
         "Which blocks matter",
         """
 One author forgotten by `EUL-bounded` with layers elsewhere and {s.guard_rows} guards, everything else being as above;
-one seed. The paper's are in all blocks. Any eight of them keep alike; the last ones take half the time, for what the blocks before them make of
-each row is computed once, and forget least beyond the hold-out level. Layers in all blocks, at the same learning
-rate, go further and keep less.
+one seed. The paper's are in all blocks. Any eight of them keep alike; the last ones take half the time, for what the
+blocks before them make of each row is computed once, and forget least beyond the hold-out level. Layers in all
+blocks, at the same learning rate, go further and keep less.
 """,
     ),
     "guards_study": (
