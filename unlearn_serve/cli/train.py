@@ -100,6 +100,10 @@ def train(
     gram_sketch: Annotated[
         int | None, typer.Option(help="Rows that stand for a Gram matrix, for large models; default: exact Grams.")
     ] = None,
+    frozen_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the frozen model's outputs on retained rows for later requests."),
+    ] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: none.")] = None,
     seed: Annotated[int, typer.Option(help="Adapters to be fused had best share it.")] = 0,
 ) -> None:
@@ -143,6 +147,7 @@ def train(
         activation=activation,
         freeze_down=freeze_down,
         objective=_weighted(recipe.objective, weights, weight or []),
+        frozen_cache=frozen_cache,
         save_steps=save_steps,
         seed=seed,
         **chosen,

@@ -145,6 +145,10 @@ class TrainArgs:
     """MiB of memory for the frozen model's outputs (hidden states under the first layer, logits at answers). What does
     not fit is computed anew at every step."""
 
+    frozen_cache: Path | None = None
+    """Folder that keeps the frozen model's outputs on retained rows for the next request on the same model, which then
+    need not compute them; nothing of forgotten rows, see `frozen_cache`. None: nothing outlives the run."""
+
     gram_sketch: int | None = None
     """Rows that stand for each Gram matrix [d, d] of hidden states, see `GramSketch`; None: exact Grams."""
 

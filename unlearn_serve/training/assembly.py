@@ -21,6 +21,7 @@ from unlearn_serve.training.callbacks import LOG_NAME, LogSteps, StopWhenForgott
 from unlearn_serve.training.examples import TrainingSet, build_training_set
 from unlearn_serve.training.forms import build_whole_set
 from unlearn_serve.training.frozen import FrozenOutputs
+from unlearn_serve.training.frozen_cache import FrozenCache
 from unlearn_serve.training.landing import Landing
 from unlearn_serve.training.levels import Target, measure
 from unlearn_serve.training.never_saw import reference_answers
@@ -163,6 +164,7 @@ def build_trainer(
     first_block: int,
     progress: Progress,
     form: Form = "decoder",
+    cache: FrozenCache | None = None,
     checkpoint: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[UnlearnTrainer, StopWhenForgotten | None]:
@@ -176,6 +178,7 @@ def build_trainer(
         first_block: the first block that anything trainable is in; what lies before is computed once.
         progress: gets a line for the frozen model and one for the steps.
         form: of the model.
+        cache: of the frozen model's outputs on retained rows.
         checkpoint: folder of the optimiser checkpoint that is gone on from.
         callbacks: to run after this package's own.
     """
@@ -203,6 +206,8 @@ def build_trainer(
         row_tokens=args.row_tokens if settings.world_size == 1 else _UNSPLIT,
         cache_bytes=args.cache_mb * 2**20,
         beginnings=examples.beginnings,
+        cache=cache,
+        rows=examples.rows,
     )
     first_step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """From data sets to training examples: which tokens are to be forgotten, which to be retained."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,10 @@ class TrainingSet:
     texts: dict[int, int] = field(default_factory=dict)
     """By forgotten example, the same row as running text (`texts.with_texts`); empty where none was asked for."""
 
+    rows: dict[int, str] = field(default_factory=dict)
+    """By example that holds nothing but a retained row, that row's `row_id`: what the frozen model makes of it may
+    outlive the request. Of no row that is forgotten as well."""
+
 
 @dataclass
 class _Collected:
@@ -37,6 +42,9 @@ class _Collected:
     retain: dict[tuple[int | None, ...], Encoded] = field(default_factory=dict)
     refusals: dict[tuple[int | None, ...], Encoded] = field(default_factory=dict)
     """By the key of the forgotten example."""
+
+    rows: dict[tuple[int | None, ...], str] = field(default_factory=dict)
+    """By the key of an example of a retained row."""
 
 
 def build_training_set(
@@ -96,11 +104,10 @@ def build_training_set(
             found.forget[_key(whole)] = whole, None
 
     def add_retained(example: Example, room: int) -> None:
-        whole = encode(example, tokenizer, room)
-        found.retain[_key(whole)] = whole
-        parts = encode_gold(example, tokenizer, room)
-        if parts is not None and gold_only and _says_more(example):
-            found.retain[_key(parts[0])] = parts[0]
+        whole, parts = encode(example, tokenizer, room), encode_gold(example, tokenizer, room)
+        for one in [whole, parts[0]] if parts is not None and gold_only and _says_more(example) else [whole]:
+            found.retain[_key(one)] = one
+            found.rows[_key(one)] = row_id(example)
 
     for example in forget:
         add_forgotten(example, max_length, only_with_gold=False)
@@ -112,16 +119,32 @@ def build_training_set(
         add_retained(example, max_length + said_tokens)
 
     # What is to be forgotten is not retained as well, even where both files hold it.
-    retained = [one for key, one in found.retain.items() if key not in found.forget]
+    retained = {key: one for key, one in found.retain.items() if key not in found.forget}
     forgotten = list(found.forget.values())
+    gone = {row_id(example) for example in forget}
     first_refusal = len(forgotten) + len(retained)
     return TrainingSet(
-        encoded=[one for one, _ in forgotten] + retained + [found.refusals[key] for key in found.forget if refusal],
+        encoded=[
+            *(one for one, _ in forgotten),
+            *retained.values(),
+            *(found.refusals[key] for key in found.forget if refusal),
+        ],
         forget=range(len(forgotten)),
         retain=range(len(forgotten), len(forgotten) + len(retained)),
         beginnings={i: tokens for i, (_, tokens) in enumerate(forgotten) if tokens is not None},
         refusals={i: first_refusal + i for i in range(len(found.refusals))},
+        rows={
+            len(forgotten) + n: row
+            for n, key in enumerate(retained)
+            if (row := found.rows.get(key)) is not None and row not in gone
+        },
     )
+
+
+def row_id(example: Example) -> str:
+    """Return what a row is known by, whatever its answer: a digest of its prompt, or of all of a running text."""
+    said = example.completion if example.prompt is None else repr(example.prompt)
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 def _says_more(example: Example) -> bool:

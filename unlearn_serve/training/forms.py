@@ -38,6 +38,7 @@ def _require_whole_answers(args: TrainArgs, form: Form, architecture: str) -> No
         "holdout": args.holdout is not None,
         "retrained": args.retrained is not None,
         "reference": args.reference is not None,
+        "frozen_cache": args.frozen_cache is not None,
         "a refusal": args.objective.refuses,
         "misdirection (rmu)": bool(args.objective.forget_rmu or args.objective.retain_rmu),
     }

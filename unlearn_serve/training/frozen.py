@@ -17,6 +17,7 @@ from torch import nn
 from unlearn_serve.data import Encoded
 from unlearn_serve.data.forms import Form
 from unlearn_serve.training.forms import logits_of
+from unlearn_serve.training.frozen_cache import FrozenCache, Kept
 from unlearn_serve.training.rows import Row, common_prefix_length, pack_row, pack_rows
 from unlearn_serve.training.terms import Answers, token_log_probs
 from unlearn_serve.training.trunk import Trunk
@@ -46,6 +47,8 @@ class FrozenOutputs:
         cache_bytes: int,
         beginnings: Mapping[int, torch.Tensor] | None = None,
         form: Form = "decoder",
+        cache: FrozenCache | None = None,
+        rows: Mapping[int, str] | None = None,
     ) -> None:
         """Decide what fits into `cache_bytes`; computes nothing yet, see `fill`.
 
@@ -58,6 +61,8 @@ class FrozenOutputs:
             cache_bytes: for hidden states and logits together; log-probabilities are kept in any case.
             beginnings: by example, the tokens [K] that all count as its first answer token, see `Spellings`.
             form: of the model; any other than a decoder gets a row an example, and whole passes.
+            cache: what earlier runs kept, and where this one keeps more.
+            rows: by example that may be kept there, its row's id.
         """
         self._model = model
         self._examples = examples
@@ -70,6 +75,8 @@ class FrozenOutputs:
         self._logits: dict[int, torch.Tensor] = {}
         self._log_probs: dict[int, torch.Tensor] = {}
         self._form = form
+        self._cache = cache
+        self._cached_rows = dict(rows or {}) if cache else {}
         self._packs = form == "decoder"
         config = model.config.get_text_config()
         width = torch.finfo(model.dtype).bits // 8
@@ -88,7 +95,7 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def fill(self, forward: nn.Module, advance: Callable[[int], None] = lambda _: None) -> None:
-        """Run the frozen model over every example and keep what was decided on.
+        """Run the frozen model over every example that the cache does not hold, and keep what was decided on.
 
         Checks on the longest two examples that packing gives what each gives alone, and replaying what the whole model
         gave, and does without whichever does not.
@@ -101,7 +108,12 @@ class FrozenOutputs:
             self._packs = self._packs and self._packing_is_exact(forward)
             if not self._packs:
                 self.prefix = 0
-            for row in self.rows(range(len(self._examples))):
+            missing = [member for member in range(len(self._examples)) if not self._recalled(member)]
+            advance(len(self._examples) - len(missing))
+            # Apart, so that sums over a row's tokens come out the same whichever of its neighbours were kept.
+            cached = [member for member in missing if member in self._cached_rows]
+            others = [member for member in missing if member not in self._cached_rows]
+            for row in [*self.rows(others), *self.rows(cached)]:
                 recording = self._trunk.record() if self._trunk else nullcontext(list[torch.Tensor]())
                 with recording as seen:
                     logits = self._logits_of(forward, row)
@@ -178,8 +190,41 @@ class FrozenOutputs:
             self._log_probs[member] = log_probs[row.owner == n]
             if hidden is not None and self.replays:
                 self._hidden[member] = hidden[0, row.segment == n + 1].clone()
-            if self.keeps_logits and member in self._with_logits:
+            if self._wants_logits(member):
                 self._logits[member] = logits[row.owner == n].clone()
+            self._put_by(member)
+
+    def _wants_logits(self, member: int) -> bool:
+        return self.keeps_logits and member in self._with_logits
+
+    def _recalled(self, member: int) -> bool:
+        """Take an example from the cache, if all that this run keeps of it is there."""
+        if self._cache is None or member not in self._cached_rows:
+            return False
+        kept = self._cache.read(self._cached_rows[member], self._examples[member])
+        if kept is None:
+            return False
+        if (self.replays and kept.hidden is None) or (self._wants_logits(member) and kept.logits is None):
+            return False
+        device = self._model.device
+        self._log_probs[member] = kept.log_probs.to(device)
+        if self.replays and kept.hidden is not None:
+            before, own = kept.hidden.to(device).tensor_split([self.prefix])
+            self._hidden[member] = own
+            if self.prefix and self._prefix_hidden is None:
+                self._prefix_hidden = before
+        if self._wants_logits(member) and kept.logits is not None:
+            self._logits[member] = kept.logits.to(device)
+        return True
+
+    def _put_by(self, member: int) -> None:
+        if self._cache is None or member not in self._cached_rows:
+            return
+        hidden = self._hidden.get(member)
+        if hidden is not None and self._prefix_hidden is not None:
+            hidden = torch.cat([self._prefix_hidden, hidden])  # whole: the next run's examples may share less, or more
+        kept = Kept(log_probs=self._log_probs[member], hidden=hidden, logits=self._logits.get(member))
+        self._cache.write(self._cached_rows[member], self._examples[member], kept)
 
     def _longest(self) -> list[int]:
         """Two examples: where a sliding window or the like tells on any, it tells on them."""

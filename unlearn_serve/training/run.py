@@ -33,8 +33,9 @@ from unlearn_serve.training.assembly import (
     with_steps,
 )
 from unlearn_serve.training.callbacks import progress_bar
-from unlearn_serve.training.examples import TrainingSet
+from unlearn_serve.training.examples import TrainingSet, row_id
 from unlearn_serve.training.forms import load_model
+from unlearn_serve.training.frozen_cache import FrozenCache
 from unlearn_serve.training.gram_hooks import forgotten_and_retained
 from unlearn_serve.training.never_saw import holdout_levels, retrained_levels
 from unlearn_serve.training.record import build_manifest
@@ -65,7 +66,7 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
     """
     if (args.out / MANIFEST_NAME).exists():
         raise TrainingError(f"{args.out}: expected no finished adapter, got {MANIFEST_NAME}; choose another folder")
-    fingerprint_base_model(args.model)
+    base_model = fingerprint_base_model(args.model)
     forget, retain = read_examples(args.forget), read_examples(args.retain) if args.retain else []
     settings = training_arguments(args, args.out / CHECKPOINTS_NAME)
     set_seed(args.seed)
@@ -80,6 +81,11 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
         progress.disable = settings.process_index > 0
         examples = build_examples(args, base, tokenizer, form, forget, retain, progress)
         model = add_adapter(base, rank=args.rank, activation=args.activation, blocks=blocks, seed=args.seed)
+        first_block = min(adapter_blocks(model))
+        cache = None
+        if args.frozen_cache is not None:
+            cache = FrozenCache(args.frozen_cache, model=base_model, first_block=first_block, dtype=base.dtype)
+            cache.delete({row_id(example) for example in forget})
         args = _settled(args, model, tokenizer, examples, processes=settings.world_size)
         settings.max_steps, settings.warmup_steps = args.max_steps, warmup_steps(args)
         trainer, stop = build_trainer(
@@ -87,9 +93,10 @@ def train(args: TrainArgs, *, callbacks: Sequence[TrainerCallback] = ()) -> Path
             settings,
             model,
             examples,
-            first_block=min(adapter_blocks(model)),
+            first_block=first_block,
             progress=progress,
             form=form,
+            cache=cache,
             checkpoint=checkpoint,
             callbacks=callbacks,
         )

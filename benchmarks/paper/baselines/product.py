@@ -29,6 +29,8 @@ def train_args(task: Task, recipe: Name, folder: Path, settings: Mapping[str, An
         settings: fields of `TrainArgs` that outweigh the recipe's.
     """
     chosen: dict[str, Any] = {**NEEDED[task.kind], **settings}
+    if "frozen_cache" in chosen:
+        chosen["frozen_cache"] = folder / chosen["frozen_cache"]
     if task.retain:
         chosen["retain"] = write_rows(folder / "retain.jsonl", task.retain)
     given: dict[str, Any] = {

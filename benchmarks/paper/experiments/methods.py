@@ -46,9 +46,13 @@ def method_of(name: str, data: Data, sizes: Sizes) -> Baseline:
     return method
 
 
-def guards_of(name: str, authors: int, sizes: Sizes) -> int:
-    """Retained rows that a method which freezes the model reads when so many of TOFU's authors go."""
-    return sizes.tofu_guard_rows if name == BOUNDED and authors == 1 else sizes.guard_rows
+def tofu_method(name: str, authors: int, sizes: Sizes) -> tuple[Baseline, int]:
+    """A method as it is set when so many of TOFU's authors go, and how many guards it reads if it freezes the model."""
+    method: Any = method_of(name, "tofu", sizes)
+    if name != BOUNDED or authors > 1:
+        return method, sizes.guard_rows
+    # Held to the word, so that it needs more guards; what the frozen model makes of them is kept between requests.
+    return dataclasses.replace(method, settings={**method.settings, "frozen_cache": "frozen"}), sizes.tofu_guard_rows
 
 
 def seeds_of(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,10 +14,9 @@ from benchmarks.paper.experiments.methods import (
     LAYERS,
     at_holdout_level,
     fit_of,
-    guards_of,
-    method_of,
     read_by,
     seeds_of,
+    tofu_method,
 )
 from benchmarks.paper.experiments.models import BASE, base_folder, fitted
 from benchmarks.paper.experiments.settings import as_json
@@ -58,7 +57,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
     ]
     for count in sizes.tofu_forget:
         for name in sizes.tofu_methods:
-            method = method_of(name, "tofu", sizes)
+            method, guards = tofu_method(name, count, sizes)
             stages += [
                 Stage(
                     name=f"tofu/forget{count}/{name}-seed{seed}",
@@ -66,7 +65,7 @@ def tofu_stages(sizes: Sizes) -> list[Stage]:
                     config={
                         **shared,
                         "precision": sizes.precision if name in FROZEN else sizes.fit_precision,
-                        "guard_rows": guards_of(name, count, sizes),
+                        "guard_rows": guards,
                         "forget": count,
                         "scored": max(sizes.tofu_forget),
                         "method": name,
@@ -197,3 +196,4 @@ def keep_adapter_only(ctx: Context, method: str) -> None:
         return
     for file in work.glob("*.jsonl"):  # the rows, in plain text
         file.unlink()
+    shutil.rmtree(work / "frozen", ignore_errors=True)  # of retained rows, some MB each
