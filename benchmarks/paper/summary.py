@@ -28,6 +28,7 @@ def write_summary(results: Path) -> dict[str, Any]:
         "tofu": {str(count): found for count in (1, 2, 4) if (found := tofu(results, count))},
         "sequence": result(results, "tofu/sequence/summary") or {},
         "speedup_over_retrain": speedup(results, "tofu", 1),
+        "speedup_of_first_request": speedup(results, "tofu", 1, first=True),
         "speedups": {
             where.partition("/")[0] + where.partition("/forget")[2]: found
             for where in _requests(results)
@@ -74,8 +75,11 @@ def _over(value: float, original: float) -> float | None:
     return value / original if original else None
 
 
-def speedup(results: Path, task: str, forget: str | int) -> float | None:
-    """Seconds of re-training over those of `eul-bounded`, the median over seeds; None where machines differ."""
+def speedup(results: Path, task: str, forget: str | int, *, first: bool = False) -> float | None:
+    """Seconds of re-training over those of `eul-bounded`, the median over seeds; None where machines differ.
+
+    `first`: as the model's first request, when nothing of the frozen model is kept yet; None where that was not timed.
+    """
     ours = _records(results, f"{task}/forget{forget}", "eul-bounded")
     retrained = (
         read_result(results, f"tofu/retrained{forget}")
@@ -84,8 +88,13 @@ def speedup(results: Path, task: str, forget: str | int) -> float | None:
     )
     if retrained is None or not ours or len({machine_of(one) for one in (retrained, *ours)}) > 1:
         return None
-    spent = statistics.median(one["result"]["accounting"]["seconds"] for one in ours)
-    return rounded(retrained["result"]["accounting"]["seconds"] / spent)
+    spent = [
+        one["result"]["details"].get("first_request_seconds") if first else one["result"]["accounting"]["seconds"]
+        for one in ours
+    ]
+    if None in spent:
+        return None
+    return rounded(retrained["result"]["accounting"]["seconds"] / statistics.median(spent))
 
 
 def machine_of(record: Mapping[str, Any]) -> str:

@@ -46,7 +46,13 @@ def test_a_name_stands_for_its_settings_and_flags_outweigh_them(toy: Path, tmp_p
 
 def test_any_weight_can_be_set_by_its_name(toy: Path, tmp_path: Path) -> None:
     flags = ("--objective", "simnpo", "--weight", "simnpo_beta=3", "--weight", "retain_kl=1.5", "--max-steps", "2")
-    run(*train_line(toy, tmp_path / "out", *flags, "--no-own-answers", "--gram-sketch", "2"))
+    kept = tmp_path / "kept"
+    run(
+        *train_line(
+            toy, tmp_path / "out", *flags, "--no-own-answers", "--gram-sketch", "2", "--frozen-cache", str(kept)
+        )
+    )
+    assert list(kept.glob("*.safetensors"))
     found = objective_of(tmp_path / "out")
     assert (found["forget_simnpo"], found["simnpo_beta"], found["retain_kl"]) == (1.0, 3.0, 1.5)
     assert (found["own_answers"], found["gold_only"], found["schedule"]) == (False, True, "joint")

@@ -64,6 +64,13 @@ def test_bars_hold_only_inside_the_interval(tmp_path: Path) -> None:
     assert verdicts["TOFU, 1 author: probability of what was forgotten"] is False
 
 
+def test_a_first_request_has_a_ratio_of_its_own_and_no_bar(tmp_path: Path) -> None:
+    _write_tofu(tmp_path, forgotten=0.2)
+    summary = write_summary(tmp_path)
+    assert (summary["speedup_over_retrain"], summary["speedup_of_first_request"]) == (20.0, 8.0)
+    assert next(one for one in bars(summary) if "first request" in one.what).verdict == "measured"
+
+
 def test_seconds_of_two_machines_give_no_ratio(tmp_path: Path) -> None:
     """One name stands for CPUs with and without AVX-512."""
     _write_tofu(tmp_path, forgotten=0.2)
@@ -115,4 +122,8 @@ def _write_tofu(results: Path, *, forgotten: float, retained: float = 0.98) -> N
 
     write("tofu/original", {"measures": {"1": of(0.95)}})
     write("tofu/retrained1", {"measures": of(0.2), "accounting": {"seconds": 600.0}})
-    write("tofu/forget1/eul-bounded-seed0", {"measures": of(forgotten), "accounting": {"seconds": 30.0}})
+    details = {"first_request_seconds": 75.0}
+    write(
+        "tofu/forget1/eul-bounded-seed0",
+        {"measures": of(forgotten), "accounting": {"seconds": 30.0}, "details": details},
+    )

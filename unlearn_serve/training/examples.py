@@ -1,6 +1,7 @@
 """From data sets to training examples: which tokens are to be forgotten, which to be retained."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -143,7 +144,9 @@ def build_training_set(
 
 def row_id(example: Example) -> str:
     """Return what a row is known by, whatever its answer: a digest of its prompt, or of all of a running text."""
-    said = example.completion if example.prompt is None else repr(example.prompt)
+    prompt = example.prompt
+    turns = prompt if prompt is None or isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+    said = json.dumps([turns, example.completion if prompt is None else None])
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 

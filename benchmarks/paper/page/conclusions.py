@@ -14,6 +14,13 @@ def cost(results: Path, summary: Result) -> str:
     step = read_result(results, "step")
     theirs = {f"imdb{share}": f"{ratio:g}" for share, ratio in published.SPEEDUP.items()}
     rows = [(where, f"{ratio:.1f}", theirs.get(where, "")) for where, ratio in summary["speedups"].items()]
+    if (first := summary["speedup_of_first_request"]) is not None:
+        at = next(n for n, (where, *_) in enumerate(rows) if where == "tofu1")
+        ratio = rows[at][1]
+        rows[at : at + 1] = [
+            ("tofu1, a model's first request", f"{first:.1f}", ""),
+            ("tofu1, any later one (`--frozen-cache`)", ratio, ""),
+        ]
     parts = [grid(("request", "re-training over EUL-bounded", "published (EUL)"), rows)] if rows else []
     if step is not None:
         found, rounds = step["result"], step["config"]["rounds"]

@@ -115,6 +115,17 @@ def test_lora_starts_from_the_loss_of_eul_bounded(make_task: MakeTask, tmp_path:
         assert first[0][key] == pytest.approx(first[1][key], abs=1e-5)
 
 
+def test_a_later_request_reads_what_the_first_one_kept_of_the_frozen_model(make_task: MakeTask, tmp_path: Path) -> None:
+    task, method = make_task("decoder", tmp_path), quick("eul-bounded")
+    plain = method.run(task, Budget(steps=2))
+    later = replace(method, settings={**method.settings, "frozen_cache": "frozen"}).run(task, Budget(steps=2))
+    assert "first_request_seconds" not in plain.details
+    assert later.details["first_request_seconds"] > 0
+    assert later.accounting.optimizer_steps == plain.accounting.optimizer_steps == 2
+    assert later.accounting.tokens_forward < plain.accounting.tokens_forward
+    assert later.accounting.stored_bytes > plain.accounting.stored_bytes
+
+
 def test_lora_on_all_linear_maps_of_the_upper_half(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task("decoder", tmp_path)
     unlearned = replace(BASELINES["lora"], targets="all-linear", settings={"rank": 4}).run(task, Budget(steps=1))
