@@ -142,7 +142,7 @@ FULL = Sizes(
     tofu_fit=Fit(learning_rate=4e-4, epochs=5, batch_size=8),
     tofu_forget=(1, 2, 4),
     tofu_methods=("finetune", "reverse-gradient", "mend-like", "lora", "eul", "eul-bounded"),
-    tofu_guard_rows=200,
+    tofu_guard_rows=80,
     tofu_seeds=(0, 1, 2),
     sequence=SequenceSize(
         steps=(1, 2, 3, 5, 10, 20),

@@ -61,9 +61,10 @@ blocks, at the same learning rate, go further and keep less.
         "How many rows guard the rest",
         """
 One author forgotten by `EUL-bounded`, which reads so many of the rows that stay ({kept} there are); everything else
-is as above, one seed, on the CPU without AVX-512. The more it reads, the less what stays moves, down to each word:
-with 80 the exact match is above 0.97 of the original's 0.565, with all of them next to nothing is lost. A row costs
-its pass through the frozen model, and the run takes more steps until its target is met.
+is as above but that nothing was kept from an earlier request; one seed, on the CPU without AVX-512. Here what stays
+moves less the more of it is read, and a row costs its pass through the frozen model. Do not make a law of it: how
+soon a run meets its target varies with the seed and with rounding, and one that ends soon keeps less whatever it
+reads.
 """,
     ),
     "sequence": (
