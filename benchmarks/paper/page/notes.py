@@ -38,14 +38,14 @@ rate alone decides how much it forgets. The paper's 5e-5 is for thousands of ste
 data set has a rate of its own ({s.eul_learning_rates[tofu]:g} here, {s.eul_learning_rates[imdb]:g} on IMDB,
 {s.eul_learning_rates[samsum]:g} on SAMSum), chosen on these very rows between forgetting nothing and destroying the
 model; with four authors it takes more steps, and they do destroy it. LoRA, EUL and `EUL-bounded` read {s.guard_rows}
-of the retained rows, the last all of them for one author (see "How many rows guard the rest"), and so do all others;
-fine-tune and reverse gradient take one epoch. The seconds of `EUL-bounded` for one author are those of a later
-request on the same model, which finds what the frozen model makes of the retained rows (`--frozen-cache`); "Cost" has
-a first one's. Measures: [evaluation.md](evaluation.md). Privacy leak is 0 where a method matches the re-trained
-model, and forget quality high; but that is a test on 8, 16 and 32 rows, which has little power: MEND-like, which
-destroys the answers, passes it (above 0.05) with one author and two, and `EUL-bounded` fails it with two. Greedy
-answers end after {s.answer_tokens} tokens, which many right answers exceed, so that even the original says little
-more than half of what stays word for word.
+of the retained rows, the last {s.tofu_guard_rows} for one author (after "How many rows guard the rest", on this very
+request), all others all of them; fine-tune and reverse gradient take one epoch. The seconds of `EUL-bounded` for one
+author are those of a later request on the same model, which finds what the frozen model makes of the retained rows
+(`--frozen-cache`); "Cost" has a first one's. Measures: [evaluation.md](evaluation.md). Privacy leak is 0 where a
+method matches the re-trained model, and forget quality high; but that is a test on 8, 16 and 32 rows, which has
+little power: MEND-like, which destroys the answers, passes it (above 0.05) with one author and two, and `EUL-bounded`
+fails it with two. Greedy answers end after {s.answer_tokens} tokens, which many right answers exceed, so that even
+the original says little more than half of what stays word for word.
 """,
     ),
     "blocks_study": (
