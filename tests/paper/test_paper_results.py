@@ -34,12 +34,10 @@ def test_no_result_is_of_a_stage_that_is_gone() -> None:
     assert found - {stage.name for stage in STAGES} == {Path(NAME).stem}
 
 
-def test_every_bar_holds_but_one_that_re_training_misses_too() -> None:
-    summary = json.loads((COMMITTED / NAME).read_text())
-    by_verdict = {verdict: [one.what for one in bars(summary) if one.holds is verdict] for verdict in (False, None)}
-    assert by_verdict[False] == ["TOFU, 1 author: retained exact match over original"]
-    assert all(what.startswith("20 requests fused by RegMean") for what in by_verdict[None])
-    assert summary["tofu_forget1"]["retrained_over_original"]["retained_exact_match_over_original"] < 0.97
+def test_every_bar_holds() -> None:
+    found = bars(json.loads((COMMITTED / NAME).read_text()))
+    assert [one.what for one in found if one.holds is False or one.verdict == "not measured"] == []
+    assert {one.asked for one in found if one.holds is None} == {"no bar"}
 
 
 def test_a_claim_that_does_not_hold_here_has_its_reason_and_no_other_has() -> None:
