@@ -119,8 +119,6 @@ class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
         levels = measure(*model, self._forget, () if self._lands else self._retain, target=target)
         self._log.write(state.global_step, check=levels.as_dict())
         if self._lands and target.forgotten(levels):
-            if state.global_step <= state.max_steps // 2 and target.overshot(levels):
-                return control  # a step that went so far also threw about what stays; the next ones mend it
             self.reached = land(*model, self._forget, self._retain, target=target)
         elif target.reached(levels):
             self.reached = Landing(1.0, levels)

@@ -50,10 +50,6 @@ class Target:
         extractable = self.extraction is not None and levels.forget_extraction > self.extraction
         return levels.forget_probability <= self.probability and not extractable
 
-    def overshot(self, levels: Levels) -> bool:
-        """Whether whole answers are less than half as probable as they may be."""
-        return self.extraction is not None and levels.forget_probability < self.probability / 2
-
     def reached(self, levels: Levels) -> bool:
         """Whether they are, and retained answers stayed."""
         return self.forgotten(levels) and not levels.retain_kl > self.retain_tolerance
