@@ -63,4 +63,6 @@ class Eul:
                 },
             },
         )
+        if args.frozen_cache is not None:
+            shutil.rmtree(args.frozen_cache)  # accounted for; some MB a retained row
         return found.written(folder)

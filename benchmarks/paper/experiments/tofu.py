@@ -196,4 +196,3 @@ def keep_adapter_only(ctx: Context, method: str) -> None:
         return
     for file in work.glob("*.jsonl"):  # the rows, in plain text
         file.unlink()
-    shutil.rmtree(work / "frozen", ignore_errors=True)  # of retained rows, some MB each
