@@ -83,10 +83,10 @@ def test_what_memory_did_not_hold_then_is_computed_now(toy: Path, tmp_path: Path
 def test_another_model_shares_nothing(toy: Path, tmp_path: Path, other: dict[str, object]) -> None:
     filled([GONE, *STAY], cache_of(tmp_path, toy))
     changed = cache_of(tmp_path, toy, **other)
-    assert changed.read("row12", STAY[0]) is None
+    assert changed.read("row12", STAY[0], torch.device("cpu")) is None
     moved = fingerprint_base_model(toy / "model").model_copy(update={"weights_sha256": "0" * 64})
-    assert cache_of(tmp_path, toy, model=moved).read("row12", STAY[0]) is None
-    assert cache_of(tmp_path, toy).read("row12", STAY[0]) is not None
+    assert cache_of(tmp_path, toy, model=moved).read("row12", STAY[0], torch.device("cpu")) is None
+    assert cache_of(tmp_path, toy).read("row12", STAY[0], torch.device("cpu")) is not None
 
 
 def test_an_unreadable_file_is_computed_anew(toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,10 +94,10 @@ def test_an_unreadable_file_is_computed_anew(toy: Path, tmp_path: Path, caplog: 
     broken = next(tmp_path.glob("row12-*"))
     broken.write_bytes(broken.read_bytes()[:40])
     with caplog.at_level(logging.WARNING):
-        assert cache_of(tmp_path, toy).read("row12", STAY[0]) is None
+        assert cache_of(tmp_path, toy).read("row12", STAY[0], torch.device("cpu")) is None
     assert str(broken) in caplog.text
     filled([GONE, *STAY], cache_of(tmp_path, toy))
-    assert cache_of(tmp_path, toy).read("row12", STAY[0]) is not None
+    assert cache_of(tmp_path, toy).read("row12", STAY[0], torch.device("cpu")) is not None
 
 
 def test_training_with_what_was_kept_gives_the_same_adapter(

@@ -8,7 +8,7 @@ states at the first block that has a layer.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -70,10 +70,8 @@ class FrozenOutputs:
         self._beginnings = {i: tokens.to(model.device) for i, tokens in (beginnings or {}).items()}
         self._row_tokens = row_tokens
         self._trunk = Trunk(model, first_block) if form == "decoder" else None
-        self._hidden: dict[int, torch.Tensor] = {}
+        self._kept: dict[int, Kept] = {}
         self._prefix_hidden: torch.Tensor | None = None
-        self._logits: dict[int, torch.Tensor] = {}
-        self._log_probs: dict[int, torch.Tensor] = {}
         self._form = form
         self._cache = cache
         self._cached_rows = dict(rows or {}) if cache else {}
@@ -121,7 +119,7 @@ class FrozenOutputs:
                 advance(len(row.members))
             self.replays = self.replays and self._replay_is_exact(forward)
         if not self.replays:
-            self._hidden.clear()
+            self._kept = {member: replace(kept, hidden=None) for member, kept in self._kept.items()}
 
     def closed(self, row: Row) -> list[bool]:
         """Tell by member whether its last answer token ends the turn."""
@@ -138,26 +136,29 @@ class FrozenOutputs:
             self._logits_of(forward, replace(row, predictors=row.predictors[:1]))
 
     def _replaying(self, row: Row) -> AbstractContextManager[Any]:
-        if self._trunk and self.replays and all(member in self._hidden for member in row.members):
-            return self._trunk.replay(self._hidden_of(row))
-        return nullcontext()
+        hidden = self._kept_of(row, "hidden")
+        if self._trunk is None or hidden is None:
+            return nullcontext()
+        prefix = [] if self._prefix_hidden is None else [self._prefix_hidden]
+        return self._trunk.replay(torch.cat([*prefix, *hidden])[None])
 
     @torch.no_grad()
     def teacher_logits(self, forward: nn.Module, row: Row) -> torch.Tensor:
         """Return the frozen model's logits [A, V] at the row's answers; a whole pass where they are not kept."""
-        if self.keeps_logits and all(member in self._logits for member in row.members):
-            return torch.cat([self._logits[member] for member in row.members])
+        logits = self._kept_of(row, "logits")
+        if logits is not None:
+            return torch.cat(logits)
         with self._model.disable_adapter():
             return self.student_logits(forward, row)
 
     def answers(self, row: Row, logits: torch.Tensor) -> Answers:
         """Return the row's answers under `logits` [A, V], with the teacher's log-probabilities once those are known."""
-        known = all(member in self._log_probs for member in row.members)
+        log_probs = self._kept_of(row, "log_probs")
         return Answers(
             student_logits=logits,
             labels=row.labels,
             mask=row.mask,
-            teacher_log_probs=torch.cat([self._log_probs[member] for member in row.members]) if known else None,
+            teacher_log_probs=None if log_probs is None else torch.cat(log_probs),
             spellings={n: self._beginnings[m] for n, m in enumerate(row.members) if m in self._beginnings},
         )
 
@@ -176,22 +177,22 @@ class FrozenOutputs:
         logits: torch.Tensor = out.logits[0]
         return logits
 
-    def _hidden_of(self, row: Row) -> torch.Tensor:
-        parts = [self._hidden[member] for member in row.members]
-        if self._prefix_hidden is not None:
-            parts.insert(0, self._prefix_hidden)
-        return torch.cat(parts)[None]
+    def _kept_of(self, row: Row, part: Literal["log_probs", "hidden", "logits"]) -> list[torch.Tensor] | None:
+        """Return a part of what is kept, by member; None unless it is kept of every one."""
+        parts = [getattr(self._kept.get(member), part, None) for member in row.members]
+        known = [tensor for tensor in parts if tensor is not None]
+        return known if len(known) == len(parts) else None
 
     def _keep(self, row: Row, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
         log_probs = self.answers(row, logits).token_log_probs()
         if hidden is not None and row.prefix and self._prefix_hidden is None:
             self._prefix_hidden = hidden[0, : row.prefix].clone()
         for n, member in enumerate(row.members):
-            self._log_probs[member] = log_probs[row.owner == n]
-            if hidden is not None and self.replays:
-                self._hidden[member] = hidden[0, row.segment == n + 1].clone()
-            if self._wants_logits(member):
-                self._logits[member] = logits[row.owner == n].clone()
+            self._kept[member] = Kept(
+                log_probs=log_probs[row.owner == n],
+                hidden=None if hidden is None else hidden[0, row.segment == n + 1].clone(),
+                logits=logits[row.owner == n].clone() if self._wants_logits(member) else None,
+            )
             self._put_by(member)
 
     def _wants_logits(self, member: int) -> bool:
@@ -201,29 +202,27 @@ class FrozenOutputs:
         """Take an example from the cache, if all that this run keeps of it is there."""
         if self._cache is None or member not in self._cached_rows:
             return False
-        kept = self._cache.read(self._cached_rows[member], self._examples[member])
+        kept = self._cache.read(self._cached_rows[member], self._examples[member], self._model.device)
         if kept is None:
             return False
-        if (self.replays and kept.hidden is None) or (self._wants_logits(member) and kept.logits is None):
+        hidden = kept.hidden if self.replays else None
+        logits = kept.logits if self._wants_logits(member) else None
+        if (self.replays and hidden is None) or (self._wants_logits(member) and logits is None):
             return False
-        device = self._model.device
-        self._log_probs[member] = kept.log_probs.to(device)
-        if self.replays and kept.hidden is not None:
-            before, own = kept.hidden.to(device).tensor_split([self.prefix])
-            self._hidden[member] = own
+        if hidden is not None:
+            before, hidden = hidden.tensor_split([self.prefix])
             if self.prefix and self._prefix_hidden is None:
                 self._prefix_hidden = before
-        if self._wants_logits(member) and kept.logits is not None:
-            self._logits[member] = kept.logits.to(device)
+        self._kept[member] = Kept(kept.log_probs, hidden, logits)
         return True
 
     def _put_by(self, member: int) -> None:
         if self._cache is None or member not in self._cached_rows:
             return
-        hidden = self._hidden.get(member)
-        if hidden is not None and self._prefix_hidden is not None:
-            hidden = torch.cat([self._prefix_hidden, hidden])  # whole: the next run's examples may share less, or more
-        kept = Kept(log_probs=self._log_probs[member], hidden=hidden, logits=self._logits.get(member))
+        kept = self._kept[member]
+        if kept.hidden is not None and self._prefix_hidden is not None:
+            # Whole: the next run's examples may share less, or more.
+            kept = replace(kept, hidden=torch.cat([self._prefix_hidden, kept.hidden]))
         self._cache.write(self._cached_rows[member], self._examples[member], kept)
 
     def _longest(self) -> list[int]:
@@ -240,5 +239,5 @@ class FrozenOutputs:
     def _replay_is_exact(self, forward: nn.Module) -> bool:
         row = pack_row(self._examples, self._longest(), self.prefix).to(self._model.device)
         got = token_log_probs(self.student_logits(forward, row), row.labels)
-        expected = torch.cat([self._log_probs[member] for member in row.members])
+        expected = torch.cat([self._kept[member].log_probs for member in row.members])
         return bool((got - expected).abs().mean() <= PACKING_TOLERANCE)

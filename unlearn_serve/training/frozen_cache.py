@@ -53,13 +53,13 @@ class FrozenCache:
             str(dtype),
         ]
 
-    def read(self, row: str, example: Encoded) -> Kept | None:
-        """Return what is kept of an example; None if nothing is, or nothing readable."""
+    def read(self, row: str, example: Encoded, device: torch.device) -> Kept | None:
+        """Return what is kept of an example, on `device`; None if nothing is, or nothing readable."""
         path = self._path(row, example)
         if not path.exists():
             return None
         try:
-            return Kept(**load_file(path))
+            return Kept(**load_file(path, device=str(device)))
         except (SafetensorError, TypeError) as problem:
             logger.warning("%s: not readable (%s); computed anew", path, problem)
             return None
