@@ -42,7 +42,7 @@ soak: $(READY) ## 30 minutes of load, a swap every few seconds and faults, then 
 	$(BIN)/python -m benchmarks.soak run --minutes 30 --out out/soak
 
 soak-quick: $(READY) ## the same for 3 minutes, on servers that do not compile
-	$(BIN)/python -m benchmarks.soak run --minutes 3 --afresh 80 --eager --out out/soak
+	$(BIN)/python -m benchmarks.soak run --minutes 3 --afresh 80 --step-tokens 128 --eager --out out/soak
 
 kills: $(READY) ## kill -9 of each of the server's processes, 30 times, and what is live after each restart
 	$(BIN)/python -m benchmarks.soak kills --runs 30 --eager --out out/kills

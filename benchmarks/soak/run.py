@@ -23,7 +23,6 @@ from benchmarks.soak.setting import (
     OWN_TOKENS,
     RELEASES,
     SHARED_CORES,
-    STEP_TOKENS,
     Setting,
 )
 from benchmarks.streams import StreamedRequest
@@ -90,7 +89,7 @@ def run(setting: Setting, *, minutes: float, afresh: int, seed: int, say: Say) -
             "streams": STREAMS,
             "prompt_tokens": [OWN_TOKENS, COMMON_TOKENS + OWN_TOKENS],
             "output_tokens": OUTPUT_TOKENS,
-            "step_tokens": STEP_TOKENS,
+            "step_tokens": setting.step_tokens,
             "server_flags": list(setting.flags),
             "server_environment": SHARED_CORES,
             "seed": seed,

@@ -29,10 +29,6 @@ OWN_TOKENS, COMMON_TOKENS = 16, 128
 
 PROMPTS = 256
 
-STEP_TOKENS = 256
-"""Tokens that the server computes in one step at most. oneDNN keeps kernels for each number of them that it has met, in
-any vLLM on CPU: `warm_up` meets all, or they would pass for a leak."""
-
 SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Of the servers. Clients and publishers need the cores as well: importing torch binds a process to one core after the
 other, and a publisher was seen to wait for minutes for the one that a worker, bound as vLLM has it, kept busy."""
@@ -47,6 +43,9 @@ class Setting:
     """Further flags of the server."""
     defect: str | None = None
     """A fault seeded in the server, see defects.py: what the soak must be able to see."""
+    step_tokens: int = 256
+    """Tokens that the server computes in one step at most. oneDNN keeps kernels for each number of them that it has
+    met, in any vLLM on CPU: `warm_up` meets all, or they would pass for a leak."""
     releases: list[str] = field(default_factory=list)
     """Digests, once published."""
 
@@ -105,14 +104,14 @@ class Setting:
         """Have the server compute a step of every size."""
         chance = random.Random(0)
         with httpx.Client(base_url=server.url, timeout=60) as client:
-            for tokens in range(1, STEP_TOKENS + 1):
+            for tokens in range(1, self.step_tokens + 1):
                 prompt = chance.choices(self.prompts[0], k=tokens)
                 body = {"model": NAME, "prompt": prompt, "max_tokens": 1}
                 client.post("/v1/completions", json=body).raise_for_status()
 
     def server(self, name: str = "soak", channel: str = CHANNEL) -> Server:
         """Start a server that follows `channel`."""
-        flags = ("--max-num-batched-tokens", str(STEP_TOKENS), *self.flags)
+        flags = ("--max-num-batched-tokens", str(self.step_tokens), *self.flags)
         arguments, environment = unlearn(self.inputs, channel, *flags), SHARED_CORES
         if self.defect is not None and channel == CHANNEL:
             state = str(self.out / "inputs" / "state" / channel)
