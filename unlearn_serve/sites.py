@@ -112,5 +112,5 @@ def _class_ending_in_site(ffn_class: type[nn.Module], inner: Callable[..., Any])
             return (site(out[0]), *out[1:])
         return site(out)
 
-    forward.ends_in_site = True  # type: ignore[attr-defined]
+    forward.ends_in_site = True  # type: ignore[attr-defined]  # read by `ends_in_site`
     return type(f"{ffn_class.__name__}EndingInSite", (ffn_class,), {"forward": forward})

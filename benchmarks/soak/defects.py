@@ -17,7 +17,7 @@ def _keep_stale_kv() -> None:
     async def forget_nothing(self: Swapper) -> None:
         pass
 
-    Swapper._forget_kv = forget_nothing  # type: ignore[method-assign]
+    Swapper._forget_kv = forget_nothing  # type: ignore[method-assign]  # the defect
 
 
 class _NeverFlips:
@@ -40,7 +40,7 @@ def _name_what_is_not_live() -> None:
     def with_deaf_engine(self: Swapper, engine: Any, **settings: Any) -> None:
         begin(self, _NeverFlips(engine), **settings)
 
-    Swapper.__init__ = with_deaf_engine  # type: ignore[method-assign,assignment]
+    Swapper.__init__ = with_deaf_engine  # type: ignore[method-assign,assignment]  # the defect
 
 
 DEFECTS: dict[str, Callable[[], None]] = {"stale-kv": _keep_stale_kv, "never-flips": _name_what_is_not_live}

@@ -52,7 +52,7 @@ def apply_unlearning(
     Raises:
         ValueError: shapes or dtypes that do not fit each other; on the CPU also values out of range.
     """
-    return torch.ops.unlearn_kernels.apply_unlearning(  # type: ignore[no-any-return]
+    return torch.ops.unlearn_kernels.apply_unlearning(  # type: ignore[no-any-return]  # torch.ops has no types
         x, w_down, w_up, slot_of_token, rank_of_slot, activation_of_slot, slot_of_route
     )
 

@@ -26,22 +26,22 @@ def registered_models() -> dict[str, Any]:
     """Return vLLM's mutable mapping from architecture name to (lazy) model entry."""
     from vllm import ModelRegistry
 
-    return ModelRegistry.models  # type: ignore[no-any-return]
+    return ModelRegistry.models  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def load_model_class(entry: Any) -> type[nn.Module]:
     """Import the model class behind an entry of `registered_models`."""
-    return entry.load_model_cls()  # type: ignore[no-any-return]
+    return entry.load_model_cls()  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def hidden_size(config: "VllmConfig") -> int:
     """Return d, the width of the residual stream."""
-    return config.model_config.get_hidden_size()  # type: ignore[no-any-return]
+    return config.model_config.get_hidden_size()  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def num_blocks(config: "VllmConfig") -> int:
     """Return the number of decoder blocks of the whole model, over all pipeline ranks."""
-    return config.model_config.get_total_num_hidden_layers()  # type: ignore[no-any-return]
+    return config.model_config.get_total_num_hidden_layers()  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def local_blocks(config: "VllmConfig") -> range:
@@ -91,7 +91,7 @@ async def call_workers(engine: "EngineClient", method: str, args: Sequence[Any])
         return [await engine.collective_rpc(method, args=tuple(args))]
     client: Any = engine
     call = client.engine_core.call_utility_all_async
-    return await call("collective_rpc", method, None, tuple(args), None)  # type: ignore[no-any-return]
+    return await call("collective_rpc", method, None, tuple(args), None)  # type: ignore[no-any-return]  # untyped vllm
 
 
 def leaves_partial_sums(ffn: nn.Module) -> bool:
@@ -205,14 +205,14 @@ def answer_errors_as_vllm(app: "FastAPI") -> None:
 
 def worker_model(worker: Any) -> nn.Module:
     """Return the model that a worker runs."""
-    return worker.get_model()  # type: ignore[no-any-return]
+    return worker.get_model()  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def without_paths(message: str) -> str:
     """Return an error's message as vLLM shows it to clients: no paths of this machine."""
     from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
 
-    return sanitize_message(message)  # type: ignore[no-any-return]
+    return sanitize_message(message)  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def set_system_fingerprint(state: Any, fingerprint: str) -> int:

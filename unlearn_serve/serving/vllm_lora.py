@@ -74,7 +74,7 @@ def route_of_token(punica_wrapper: Any) -> torch.Tensor:
 
     Its rows past the tokens of a step keep what they held, and at first what the memory held: fill it with -1 once.
     """
-    return punica_wrapper._token_lora_indices  # type: ignore[no-any-return]
+    return punica_wrapper._token_lora_indices  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def site_names(model: nn.Module, site_class: type[nn.Module]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def adapters(model: Any) -> Iterator[tuple[Any, int | None]]:
 
 def named_adapters(state: Any) -> "dict[str, LoRARequest]":
     """Return the API server's mutable mapping from the names that `model` may have to adapters."""
-    return state.openai_serving_models.lora_requests  # type: ignore[no-any-return]
+    return state.openai_serving_models.lora_requests  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def name_adapter(state: Any, name: str, lora_id: int, path: str) -> None:
@@ -172,22 +172,22 @@ class AdapterRequest:
     @property
     def name(self) -> str:
         """The adapter's name."""
-        return self._state.lora_name  # type: ignore[no-any-return]
+        return self._state.lora_name  # type: ignore[no-any-return]  # vllm is untyped here
 
     @property
     def external_id(self) -> str:
         """The id that statistics of finished requests give; several prompts or choices may share it."""
-        return self._state.external_req_id  # type: ignore[no-any-return]
+        return self._state.external_req_id  # type: ignore[no-any-return]  # vllm is untyped here
 
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt."""
-        return self._state.prompt_len  # type: ignore[no-any-return]
+        return self._state.prompt_len  # type: ignore[no-any-return]  # vllm is untyped here
 
     @property
     def generated_tokens(self) -> int:
         """Tokens that have come back so far; only where statistics are on."""
-        return self._state.stats.num_generation_tokens  # type: ignore[no-any-return]
+        return self._state.stats.num_generation_tokens  # type: ignore[no-any-return]  # vllm is untyped here
 
 
 def requests_under_adapters(engine: Any) -> dict[str, AdapterRequest]:

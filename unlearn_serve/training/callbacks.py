@@ -75,7 +75,7 @@ class LogSteps(TrainerCallback):  # type: ignore[misc]  # transformers is not fo
         )
 
 
-class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]
+class StopWhenForgotten(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
     """Ends training once the whole forget set is at its target and the retained answers stayed.
 
     Looks at whole sets only after a step whose own examples meet both conditions (or one that ends an epoch of retained

@@ -82,7 +82,9 @@ def logits_of(form: Form, forward: nn.Module, row: Row) -> torch.Tensor:
     answers = len(row.labels)
     prompt = row.input_ids[:, : row.input_ids.shape[1] - answers]
     mask = torch.ones_like(prompt)
+    logits: torch.Tensor
     if form == "classes":
-        logits: torch.Tensor = forward(input_ids=prompt, attention_mask=mask).logits
-        return logits
-    return forward(input_ids=prompt, attention_mask=mask, labels=row.labels[None]).logits[0]  # type: ignore[no-any-return]
+        logits = forward(input_ids=prompt, attention_mask=mask).logits
+    else:
+        logits = forward(input_ids=prompt, attention_mask=mask, labels=row.labels[None]).logits[0]
+    return logits
